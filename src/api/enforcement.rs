@@ -1,0 +1,134 @@
+//! `NodeEnforcement`: what one node has in its kernel. Written by that node's agent, read by the controller.
+
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
+use kube::CustomResource;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+/// NodeEnforcement has the name of its node; all it says is in its status.
+#[derive(CustomResource, JsonSchema, Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[kube(
+    group = "ringfence.io",
+    version = "v1alpha1",
+    kind = "NodeEnforcement",
+    status = "NodeEnforcementStatus",
+    derive = "PartialEq",
+    doc = "NodeEnforcement says what one node, whose name it bears, has committed to its kernel. Written by that node's agent; not meant to be edited.",
+    printcolumn(
+        name = "Groups",
+        type_ = "integer",
+        json_path = ".status.groupCount",
+        description = "Groups attached to interfaces of the node"
+    ),
+    printcolumn(
+        name = "Interfaces",
+        type_ = "integer",
+        json_path = ".status.interfaces",
+        description = "Guarded interfaces of the node"
+    ),
+    printcolumn(
+        name = "DataPath",
+        type_ = "string",
+        json_path = ".status.conditions[?(@.type==\"DataPathReady\")].status",
+        description = "Whether traffic of the node's pods passes the hooks"
+    ),
+    printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp")
+)]
+#[serde(rename_all = "camelCase")]
+pub struct NodeEnforcementSpec {}
+
+/// What a node has in its kernel. Digests are order-free sums over the addresses, so that both sides can compute them alone.
+#[derive(JsonSchema, Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct NodeEnforcementStatus {
+    /// The boot of the node whose kernel this speaks of: a rebooted kernel is empty until its agent says otherwise.
+    #[serde(default, rename = "bootID", skip_serializing_if = "Option::is_none")]
+    pub boot_id: Option<String>,
+    /// Groups attached to interfaces of the node, counted.
+    #[serde(default)]
+    pub group_count: i64,
+    /// Guarded interfaces of the node, counted.
+    #[serde(default)]
+    pub interfaces: i64,
+    /// Groups attached to interfaces of the node.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(extend("x-kubernetes-list-type" = "atomic"))]
+    pub groups: Vec<EnforcedGroup>,
+    /// Groups that rules on the node name as their remote.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(extend("x-kubernetes-list-type" = "atomic"))]
+    pub remotes: Vec<EnforcedRemote>,
+    /// Bindings that select interfaces of the node.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(extend("x-kubernetes-list-type" = "atomic"))]
+    pub bindings: Vec<EnforcedBinding>,
+    /// Groups whose current revision the kernel refused; their last good revision is kept.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(extend("x-kubernetes-list-type" = "atomic"))]
+    pub failures: Vec<EnforcementFailure>,
+    /// DataPathReady.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 8), extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["type"]))]
+    pub conditions: Vec<Condition>,
+}
+
+/// A group in a node's kernel, attached to at least one interface there.
+#[derive(JsonSchema, Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct EnforcedGroup {
+    /// Namespace of the group.
+    pub namespace: String,
+    /// Name of the group.
+    pub name: String,
+    /// UID of the group; absent if the group is missing.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub uid: Option<String>,
+    /// Generation of the rules in the kernel; 0 if the group is missing.
+    #[serde(default)]
+    pub generation: i64,
+    /// Digest of the addresses on this node to which the group is attached.
+    pub digest: String,
+}
+
+/// A group whose members' addresses are in a node's kernel because rules there name it.
+#[derive(JsonSchema, Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct EnforcedRemote {
+    /// Namespace of the group.
+    pub namespace: String,
+    /// Name of the group.
+    pub name: String,
+    /// Addresses in the kernel's set, counted.
+    pub addresses: i64,
+    /// Digest of those addresses.
+    pub digest: String,
+}
+
+/// A binding in a node's kernel.
+#[derive(JsonSchema, Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct EnforcedBinding {
+    /// Namespace of the binding.
+    pub namespace: String,
+    /// Name of the binding.
+    pub name: String,
+    /// UID of the binding.
+    pub uid: String,
+    /// Generation of the binding.
+    pub generation: i64,
+    /// Digest of the addresses on this node that the binding selects.
+    pub digest: String,
+}
+
+/// A group whose current revision the node could not commit.
+#[derive(JsonSchema, Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct EnforcementFailure {
+    /// Namespace of the group.
+    pub namespace: String,
+    /// Name of the group.
+    pub name: String,
+    /// What the kernel or the compiler said.
+    #[schemars(length(max = 1024))]
+    pub message: String,
+}

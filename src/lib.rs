@@ -1,0 +1,3 @@
+//! Ringfence: cloud security groups for Kubernetes. See the README for what it does and how data flows.
+
+pub mod api;

@@ -1,0 +1,3 @@
+module ringfence.test/probe
+
+go 1.26.0
