@@ -1,3 +1,4 @@
 //! Ringfence: cloud security groups for Kubernetes. See the README for what it does and how data flows.
 
 pub mod api;
+pub mod policy;

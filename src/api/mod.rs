@@ -37,7 +37,10 @@ pub const MAX_GROUP_NAME: usize = 63;
 
 /// Every CRD of the product, in a stable order.
 pub fn crds() -> Vec<CustomResourceDefinition> {
-    vec![SecurityGroup::crd(), SecurityGroupBinding::crd(), SecurityGroupSlice::crd(), NodeEnforcement::crd()]
+    [SecurityGroup::crd(), SecurityGroupBinding::crd(), SecurityGroupSlice::crd(), NodeEnforcement::crd()]
+        .into_iter()
+        .map(schema::without_nullable)
+        .collect()
 }
 
 /// A CRD as the YAML text that is committed under `crds/`.

@@ -20,7 +20,7 @@ say() { echo "tools: $*" >&2; }
 linker_flags() {
 	local family=$1 flags="-s -w" version package major minor
 	if [[ $family == kubernetes ]]; then
-		version=$(sed -n 's|^require k8s.io/kubernetes \(v[0-9.]*\)$|\1|p' "$here/tools/kubernetes/go.mod")
+		version=$(sed -n 's|^\s*k8s.io/kubernetes \(v[0-9.]*\) .*|\1|p' "$here/tools/kubernetes/go.mod")
 		IFS=. read -r major minor _ <<<"${version#v}"
 		for package in k8s.io/component-base/version k8s.io/client-go/pkg/version; do
 			flags+=" -X $package.gitVersion=$version -X $package.gitMajor=$major -X $package.gitMinor=$minor"

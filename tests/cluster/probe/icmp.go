@@ -34,16 +34,17 @@ var (
 type pinger struct {
 	family
 	conn *net.IPConn
+	to   *net.IPAddr
 	id   uint16
 }
 
 func newPinger(host, source string) (*pinger, error) {
-	remote, err := net.ResolveIPAddr("ip", host)
+	to, err := net.ResolveIPAddr("ip", host)
 	if err != nil {
 		return nil, err
 	}
 	f := icmp6
-	if remote.IP.To4() != nil {
+	if to.IP.To4() != nil {
 		f = icmp4
 	}
 	var local *net.IPAddr
@@ -58,10 +59,10 @@ func newPinger(host, source string) (*pinger, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &pinger{family: f, conn: conn, id: uint16(rand.Uint32())}, nil
+	return &pinger{family: f, conn: conn, to: to, id: uint16(rand.Uint32())}, nil
 }
 
-func (p *pinger) send(to *net.IPAddr, number uint16) error {
+func (p *pinger) send(number uint16) error {
 	packet := make([]byte, headerLength+8)
 	packet[0] = p.request
 	binary.BigEndian.PutUint16(packet[4:], p.id)
@@ -69,7 +70,7 @@ func (p *pinger) send(to *net.IPAddr, number uint16) error {
 	if p.checksum {
 		binary.BigEndian.PutUint16(packet[2:], internetChecksum(packet))
 	}
-	_, err := p.conn.WriteToIP(packet, to)
+	_, err := p.conn.WriteToIP(packet, p.to)
 	return err
 }
 
@@ -77,7 +78,7 @@ func (p *pinger) send(to *net.IPAddr, number uint16) error {
 func (p *pinger) receive() (verdict string, err error) {
 	buffer := make([]byte, 2048)
 	for {
-		n, err := p.conn.Read(buffer)
+		n, _, err := p.conn.ReadFromIP(buffer)
 		if err != nil {
 			return "", err
 		}
@@ -115,12 +116,8 @@ func ping(host, source string, limit time.Duration) (result, error) {
 		return result{}, err
 	}
 	defer p.conn.Close()
-	to, err := net.ResolveIPAddr("ip", host)
-	if err != nil {
-		return result{}, err
-	}
 	start := time.Now()
-	if err := p.send(to, 1); err != nil {
+	if err := p.send(1); err != nil {
 		return failed(err), nil
 	}
 	p.conn.SetReadDeadline(start.Add(limit))
@@ -128,6 +125,5 @@ func ping(host, source string, limit time.Duration) (result, error) {
 	if err != nil {
 		return failed(err), nil
 	}
-	return result{verdict, host, time.Since(start)}, nil
+	return result{verdict, "-", time.Since(start)}, nil
 }
-
