@@ -31,6 +31,7 @@ export BUILDAH_ISOLATION=chroot
 
 # The base's root filesystem, made once and kept under a name that says what it was made from.
 base_filesystem() {
+	# shellcheck disable=SC2016 # The hook is expanded by mmdebstrap's shell.
 	local options=(
 		--variant=minbase --include=nftables
 		# What Debian's slim images leave out as well; the licences stay.
@@ -100,7 +101,7 @@ mkdir -p "$out"
 inputs=$(
 	{
 		echo "$name ${BASE:-}"
-		cat Containerfile "${BASH_SOURCE[0]##*/}" 2>/dev/null || true
+		cat Containerfile deploy/image.sh
 		sha256sum "$BINARY"
 	} | sha256sum | cut -c1-64
 )
@@ -110,19 +111,22 @@ if [[ -f $out/ringfence.tar && $(cat "$out/inputs" 2>/dev/null) == "$inputs" ]];
 	exit
 fi
 
+# Overlay does not work on every file system, on another overlay for one.
+build_tool info >/dev/null 2>&1 || export STORAGE_DRIVER=vfs
+
 base=$(base_image)
 say "building $name on $base"
 # Not squashed: the base stays a layer of its own, which a node that has it does not load again.
-build_tool build --quiet --layers=false --pull-never --force-rm \
+build_tool build --quiet --layers=false --force-rm \
 	--build-arg "BASE=$base" --build-arg "BINARY=$BINARY" --build-arg "VERSION=${TAG:-$version}" \
 	--tag "$name" --file Containerfile . >/dev/null
 
 # A program from a machine with a newer C library does not start in an older base: find out here, not in a cluster.
 container=$(build_tool from --pull-never "$name")
+trap 'build_tool rm "$container" >/dev/null 2>&1 || true' EXIT
 build_tool run "$container" -- /usr/local/bin/ringfence --version >&2 ||
 	fail "the program does not start in this image: was it built for a newer C library than that of $base?"
 build_tool run "$container" -- nft --version >&2
-build_tool rm "$container" >/dev/null
 
 rm -f "$out/inputs" "$out/ringfence.tar"
 build_tool push --quiet "$name" "oci-archive:$PWD/$out/ringfence.tar:$name" >&2

@@ -1,4 +1,5 @@
 //! Ringfence: cloud security groups for Kubernetes. See the README for what it does and how data flows.
 
 pub mod api;
+pub mod nft;
 pub mod policy;

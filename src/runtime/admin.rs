@@ -74,7 +74,7 @@ impl ReadyHandle {
 
 /// The admin port cannot be had.
 #[derive(Debug, Error)]
-#[error("cannot listen on {address} for the admin server: {source}")]
+#[error("cannot listen on {address} for the admin server")]
 pub struct BindError {
     address: SocketAddr,
     source: io::Error,

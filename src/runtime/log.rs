@@ -30,7 +30,7 @@ pub enum LogFormat {
 #[derive(Debug, Error)]
 pub enum LogError {
     /// The filter in the environment is not valid.
-    #[error("{FILTER_VARIABLE}={value:?} is not a valid log filter: {source}")]
+    #[error("{FILTER_VARIABLE}={value:?} is not a valid log filter")]
     Filter {
         /// What the variable holds.
         value: String,

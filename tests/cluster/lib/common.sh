@@ -42,3 +42,11 @@ wait_for() {
 		sleep 0.1
 	done
 }
+
+# Runs the calling script again under a lock; its daemons do not inherit it.
+one_at_a_time() {
+	mkdir -p "$(dirname "$state")"
+	if [[ ${RINGFENCE_CLUSTER_LOCKED:-} != "$state" ]]; then
+		RINGFENCE_CLUSTER_LOCKED=$state exec flock --close "$state.lock" "$0" "$@"
+	fi
+}

@@ -1,0 +1,21 @@
+//! From parsed groups to the kernel: compile, compare, render; and, in one file, run `nft`.
+//!
+//! Everything but [`exec`] is PURE. The layout, in short: every packet of a connection is judged by the connection's own
+//! tuple, so a verdict that changes, changes for both directions at once, and conntrack is never touched.
+//!
+//! - Profiles, port maps and CIDR sets are constants: named by a hash of what they say, shared, never edited in place.
+//! - What changes in place is data: the address sets of groups, and the maps from guarded addresses to profiles.
+
+pub mod compile;
+pub mod exec;
+pub mod model;
+pub mod render;
+mod segments;
+mod skeleton;
+
+pub use compile::{Profile, compile};
+pub use model::{Constant, Guard, Name, Ruleset, View};
+pub use render::{Plan, full, plan};
+
+/// The one table that is ours: nothing outside it is ever read or written.
+pub const TABLE: &str = "inet ringfence";

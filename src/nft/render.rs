@@ -1,0 +1,191 @@
+//! From two rulesets to the text that turns the one in the kernel into the other.
+//!
+//! A change is up to two transactions. The first adds what is new and nothing refers to yet; the second, the one commit that
+//! changes any verdict, edits elements and takes away what is no longer referred to. In a single transaction a packet that
+//! is half-way when the generation flips may follow a new map element into a chain that is still empty for it.
+
+use super::TABLE;
+use super::model::{Addresses, Constant, Guard, Name, Ruleset, View, digit};
+use super::skeleton::SKELETON;
+use crate::policy::Family;
+use std::fmt::Write;
+use std::net::IpAddr;
+use std::sync::Arc;
+
+/// More elements than this go into several commands: nft's cost for one command grows faster than its length.
+const BATCH: usize = 2_000;
+
+/// The transactions of a change, in order. Empty: nothing is to be done.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Plan {
+    /// Adds what nothing refers to yet.
+    pub stage: Option<String>,
+    /// Changes verdicts, all at once.
+    pub switch: Option<String>,
+}
+
+impl Plan {
+    /// The scripts to run, one after the other.
+    pub fn scripts(&self) -> impl Iterator<Item = &str> {
+        self.stage.iter().chain(&self.switch).map(String::as_str)
+    }
+}
+
+/// One transaction from any state of our table, or none, to this one.
+pub fn full(ruleset: &Ruleset) -> String {
+    let mut script = Script::default();
+    // "add" first, as deleting what is not there would fail.
+    script.line(format_args!("add table {TABLE}"));
+    script.line(format_args!("delete table {TABLE}"));
+    script.text.push_str(SKELETON);
+    script.add_all(&Ruleset::default(), ruleset);
+    script.change_guards(&Ruleset::default(), ruleset);
+    script.text
+}
+
+/// The transactions from one state of our table to another.
+pub fn plan(old: &Ruleset, new: &Ruleset) -> Plan {
+    let (mut stage, mut switch) = (Script::default(), Script::default());
+    stage.add_all(old, new);
+    switch.change_groups(old, new);
+    switch.change_guards(old, new);
+    switch.remove_all(old, new);
+    let unless_empty = |script: Script| Some(script.text).filter(|text| !text.is_empty());
+    Plan { stage: unless_empty(stage), switch: unless_empty(switch) }
+}
+
+#[derive(Default)]
+struct Script {
+    text: String,
+}
+
+impl Script {
+    fn line(&mut self, line: std::fmt::Arguments<'_>) {
+        // Writing to a String cannot fail.
+        let _ = self.text.write_fmt(line);
+        self.text.push('\n');
+    }
+
+    /// Adds constants and group sets that are new: first what others refer to.
+    fn add_all(&mut self, old: &Ruleset, new: &Ruleset) {
+        for (name, (family, addresses)) in new.groups.iter().filter(|(name, _)| !old.groups.contains_key(name)) {
+            self.line(format_args!("add set {TABLE} {name} {{ type {}; }}", address_type(*family)));
+            self.elements("add", name, addresses.iter());
+        }
+        let added: Vec<(&Name, &Constant)> = missing_from(new, old).collect();
+        for (name, constant) in &added {
+            match constant {
+                Constant::Chain(_) => self.line(format_args!("add chain {TABLE} {name}")),
+                Constant::Cidrs(family, nets) => {
+                    let address = address_type(*family);
+                    self.line(format_args!("add set {TABLE} {name} {{ type {address}; flags interval; }}"));
+                    self.elements("add", name, nets);
+                }
+                Constant::Ports(ranges) => {
+                    self.line(format_args!("add set {TABLE} {name} {{ type inet_service; flags interval; }}"));
+                    self.elements("add", name, ranges.iter().map(|r| format!("{}-{}", r.start(), r.end())));
+                }
+                Constant::PortVerdicts(_) => {}
+            }
+        }
+        for (name, constant) in &added {
+            if let Constant::PortVerdicts(elements) = constant {
+                self.line(format_args!("add map {TABLE} {name} {{ type inet_service : verdict; flags interval; }}"));
+                self.elements(
+                    "add",
+                    name,
+                    elements.iter().map(|(r, verdict)| format!("{}-{} : {verdict}", r.start(), r.end())),
+                );
+            }
+        }
+        for (name, constant) in &added {
+            if let Constant::Chain(rules) = constant {
+                for rule in rules {
+                    self.line(format_args!("add rule {TABLE} {name} {rule}"));
+                }
+            }
+        }
+    }
+
+    /// The difference in the addresses of groups that stay.
+    fn change_groups(&mut self, old: &Ruleset, new: &Ruleset) {
+        for (name, (_, after)) in &new.groups {
+            let Some((_, before)) = old.groups.get(name) else { continue };
+            if !Arc::ptr_eq(before, after) {
+                self.change_group(name, before, after);
+            }
+        }
+    }
+
+    fn change_group(&mut self, name: &Name, before: &Addresses, after: &Addresses) {
+        self.elements("delete", name, before.difference(after));
+        self.elements("add", name, after.difference(before));
+    }
+
+    /// The difference in guarded addresses and their profiles.
+    fn change_guards(&mut self, old: &Ruleset, new: &Ruleset) {
+        for family in Family::ALL {
+            let of = |ruleset: &'_ Ruleset| -> Vec<(IpAddr, Guard)> {
+                ruleset.guards.iter().filter(|(a, _)| Family::of(**a) == family).map(|(a, g)| (*a, g.clone())).collect()
+            };
+            let gone: Vec<(IpAddr, Guard)> =
+                of(old).into_iter().filter(|(a, guard)| new.guards.get(a) != Some(guard)).collect();
+            let come: Vec<(IpAddr, Guard)> =
+                of(new).into_iter().filter(|(a, guard)| old.guards.get(a) != Some(guard)).collect();
+            let digit = digit(family);
+            for (view, map) in [(View::Ingress, "ingress"), (View::Egress, "egress"), (View::Untracked, "untracked")] {
+                let map = format!("{map}_{digit}");
+                self.elements("delete", &map, gone.iter().map(|(address, _)| address));
+                self.elements("add", &map, come.iter().map(|(a, guard)| format!("{a} : goto {}", guard.chains[&view])));
+            }
+            let left: Vec<IpAddr> = gone.iter().map(|(a, _)| *a).filter(|a| !new.guards.contains_key(a)).collect();
+            let entered: Vec<IpAddr> = come.iter().map(|(a, _)| *a).filter(|a| !old.guards.contains_key(a)).collect();
+            for (command, addresses) in [("delete", left), ("add", entered)] {
+                self.elements(command, &format!("guarded_{digit}"), &addresses);
+                self.elements(command, &format!("self_{digit}"), addresses.iter().map(|a| format!("{a} . {a}")));
+            }
+        }
+    }
+
+    /// Removes constants and group sets that nothing refers to any more: first what refers.
+    fn remove_all(&mut self, old: &Ruleset, new: &Ruleset) {
+        let removed: Vec<(&Name, &Constant)> = missing_from(old, new).collect();
+        let is_chain = |constant: &Constant| matches!(constant, Constant::Chain(_));
+        for (name, _) in removed.iter().filter(|(_, c)| is_chain(c)) {
+            self.line(format_args!("flush chain {TABLE} {name}"));
+        }
+        for (name, constant) in &removed {
+            match constant {
+                Constant::Chain(_) => {}
+                Constant::Cidrs(..) | Constant::Ports(_) => self.line(format_args!("delete set {TABLE} {name}")),
+                Constant::PortVerdicts(_) => self.line(format_args!("delete map {TABLE} {name}")),
+            }
+        }
+        for (name, _) in removed.iter().filter(|(_, c)| is_chain(c)) {
+            self.line(format_args!("delete chain {TABLE} {name}"));
+        }
+        for name in old.groups.keys().filter(|name| !new.groups.contains_key(name)) {
+            self.line(format_args!("delete set {TABLE} {name}"));
+        }
+    }
+
+    fn elements<T: ToString>(&mut self, command: &str, set: &impl ToString, elements: impl IntoIterator<Item = T>) {
+        let elements: Vec<String> = elements.into_iter().map(|e| e.to_string()).collect();
+        let set = set.to_string();
+        for batch in elements.chunks(BATCH) {
+            self.line(format_args!("{command} element {TABLE} {set} {{ {} }}", batch.join(", ")));
+        }
+    }
+}
+
+/// The constants of one ruleset that another does not have.
+fn missing_from<'a>(ruleset: &'a Ruleset, other: &'a Ruleset) -> impl Iterator<Item = (&'a Name, &'a Constant)> {
+    ruleset.constants.iter().filter(|(n, _)| !other.constants.contains_key(*n)).map(|(n, c)| (n, c.as_ref()))
+}
+
+fn address_type(family: Family) -> &'static str {
+    match family {
+        Family::V4 => "ipv4_addr",
+        Family::V6 => "ipv6_addr",
+    }
+}
