@@ -124,9 +124,9 @@ build_tool build --quiet --layers=false --force-rm \
 # A program from a machine with a newer C library does not start in an older base: find out here, not in a cluster.
 container=$(build_tool from --pull-never "$name")
 trap 'build_tool rm "$container" >/dev/null 2>&1 || true' EXIT
-build_tool run "$container" -- /usr/local/bin/ringfence --version >&2 ||
+build_tool run "$container" -- /usr/local/bin/ringfence --help >/dev/null ||
 	fail "the program does not start in this image: was it built for a newer C library than that of $base?"
-build_tool run "$container" -- nft --version >&2
+build_tool run "$container" -- nft --version >&2 || fail "there is no nft in $base"
 
 rm -f "$out/inputs" "$out/ringfence.tar"
 build_tool push --quiet "$name" "oci-archive:$PWD/$out/ringfence.tar:$name" >&2

@@ -32,7 +32,7 @@ healthy() {
 	local host name
 	[[ $(cat "$state/recipe" 2>/dev/null) == "$(recipe)" ]] || return 1
 	for host in "${hosts[@]}"; do
-		for name in $(services_of "$host"); do service_runs "$host" "$name" || return 1; done
+		for name in $(services_of "$host"); do service_answers "$host" "$name" || return 1; done
 	done
 	kubectl wait --for=condition=Ready node --all --timeout=5s &&
 		kubectl -n kube-system wait --for=condition=Available deployment/coredns --timeout=5s
@@ -41,7 +41,7 @@ healthy() {
 start_control_plane() {
 	start_service control etcd
 	start_service control apiserver
-	wait_for 60 "the API server" api_ready
+	wait_for 60 "the API server" service_answers control apiserver
 	start_service control controller-manager
 	start_service control scheduler
 	node_objects | kubectl apply -f - >/dev/null
@@ -50,7 +50,7 @@ start_control_plane() {
 
 start_runtime() {
 	start_service "$1" containerd
-	wait_for 30 "containerd on $1" containerd_answers "$1"
+	wait_for 30 "containerd on $1" service_answers "$1" containerd
 	load_images "$1" "$images/toolbox.tar" "$images/coredns.tar"
 }
 

@@ -45,10 +45,6 @@ define_control_plane() {
 		--leader-elect=false
 }
 
-api_ready() {
-	inside control curl -sf --max-time 2 --cacert "$state/pki/ca.crt" "https://$control_v4:6443/readyz"
-}
-
 # Nodes are made before their kubelets report, which is how they get the pod
 # ranges that the routes already lead to.
 node_objects() {

@@ -22,6 +22,14 @@ mount -t sysfs sysfs /sys
 mount --rbind "$folder/cgroup" /sys/fs/cgroup
 umount --lazy "$folder/cgroup"
 
+# A kubelet sets these for the whole machine; let it set a copy.
+mkdir -p "$folder/knobs"
+for knob in vm/overcommit_memory vm/panic_on_oom kernel/panic kernel/panic_on_oops \
+	kernel/keys/root_maxkeys kernel/keys/root_maxbytes; do
+	cat "/proc/sys/$knob" >"$folder/knobs/${knob//\//.}"
+	mount --bind "$folder/knobs/${knob//\//.}" "/proc/sys/$knob"
+done
+
 for part in etc opt; do
 	mkdir -p "$folder/$part" "$folder/overlay/$part"
 	mount -t overlay overlay "/$part" \

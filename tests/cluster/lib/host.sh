@@ -43,8 +43,9 @@ define_service() {
 	chmod +x "$state/$host/services/$name"
 }
 
-# The pid file holds the number the host knows the service by.
-service_runs() {
+# lives HOST NAME tells whether the process of HOST/NAME.pid is there. The file
+# holds the number by which the host knows it.
+lives() {
 	local host=$1 name=$2 init pid
 	init=$(init_of "$host") || return 1
 	pid=$(cat "$state/$host/$name.pid" 2>/dev/null) || return 1
@@ -53,24 +54,45 @@ service_runs() {
 
 start_service() {
 	local host=$1 name=$2
-	! service_runs "$host" "$name" || return 0
-	# The shell becomes the daemon, so the number it writes stays true.
-	# shellcheck disable=SC2016 # expanded by the inner shell
-	on "$host" setsid --fork sh -c 'echo $$ >"$1"; exec "$2" >>"$3" 2>&1' service \
-		"$state/$host/$name.pid" "$state/$host/services/$name" "$state/logs/$host-$name.log" </dev/null
-	wait_for 5 "$name on $host to start" service_runs "$host" "$name"
+	! lives "$host" "$name.supervisor" || return 0
+	on "$host" setsid --fork "$cluster_sources/lib/supervise.sh" \
+		"$state/$host" "$name" "$state/logs/$host-$name.log" </dev/null
+	wait_for 5 "$name on $host to start" lives "$host" "$name"
 }
 
+# An API server would wait a long time for those who watch it; it is not given
+# that long.
 stop_service() {
-	local host=$1 name=$2 pid limit=$((SECONDS + 10))
-	service_runs "$host" "$name" || return 0
-	pid=$(cat "$state/$host/$name.pid")
-	on "$host" kill -TERM "$pid"
-	while service_runs "$host" "$name"; do
-		((SECONDS < limit)) || on "$host" kill -KILL "$pid" || true
+	local host=$1 name=$2 limit=$((SECONDS + 3))
+	if lives "$host" "$name.supervisor"; then
+		on "$host" kill -KILL "$(cat "$state/$host/$name.supervisor.pid")"
+	fi
+	if lives "$host" "$name"; then
+		on "$host" kill -TERM "$(cat "$state/$host/$name.pid")"
+	fi
+	while lives "$host" "$name"; do
+		((SECONDS < limit)) || on "$host" kill -KILL "$(cat "$state/$host/$name.pid")" || true
 		sleep 0.05
 	done
-	rm -f "$state/$host/$name.pid"
+	rm -f "$state/$host/$name.supervisor.pid" "$state/$host/$name.pid"
+}
+
+# service_answers HOST NAME asks the service itself.
+service_answers() {
+	local host=$1 name=$2 url
+	case $name in
+	containerd)
+		ctr --address "$state/$host/run/containerd/containerd.sock" version
+		return
+		;;
+	etcd) url=http://127.0.0.1:2379/health ;;
+	apiserver) url=https://127.0.0.1:6443/readyz ;;
+	controller-manager) url=https://127.0.0.1:10257/healthz ;;
+	scheduler) url=https://127.0.0.1:10259/healthz ;;
+	kubelet) url=http://127.0.0.1:10248/healthz ;;
+	kube-proxy) url=http://127.0.0.1:10256/livez ;;
+	esac
+	inside "$host" curl --silent --fail --insecure --max-time 2 "$url"
 }
 
 services_of() {
@@ -91,7 +113,8 @@ stop_hosts() {
 	done
 	# Killed processes leave the cgroups of their containers behind.
 	for place in "${nodes[@]}"; do
-		find /sys/fs/cgroup -depth -type d -path "*/$prefix-$place*" -exec rmdir {} + 2>/dev/null || true
+		find /sys/fs/cgroup -depth -type d \
+			\( -name "$prefix-$place" -o -path "*/$prefix-$place/*" \) -exec rmdir {} + 2>/dev/null || true
 	done
 }
 

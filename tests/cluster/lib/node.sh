@@ -103,7 +103,8 @@ kubelet_config() {
 	END
 }
 
-# The conntrack limits belong to the whole machine and stay as they are.
+# The conntrack limits belong to the whole machine and stay as they are. A new
+# service works at once, instead of after a second.
 kube_proxy_config() {
 	local node=$1
 	cat <<-END
@@ -114,11 +115,8 @@ kube_proxy_config() {
 		clientConnection: {kubeconfig: $state/$node/kube-proxy.kubeconfig}
 		clusterCIDR: "$pods_v4,$pods_v6"
 		conntrack: {maxPerCore: 0, min: 0}
+		nftables: {minSyncPeriod: 100ms, syncPeriod: 30s}
 	END
-}
-
-containerd_answers() {
-	ctr --address "$state/$1/run/containerd/containerd.sock" version
 }
 
 # load_images NODE ARCHIVE…

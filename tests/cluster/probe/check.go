@@ -18,6 +18,7 @@ import (
 type result struct {
 	verdict string
 	name    string
+	seen    string
 	rtt     time.Duration
 }
 
@@ -75,7 +76,7 @@ func attempt(ctx context.Context, t target, source string, limit time.Duration) 
 	if t.protocol == "tcp" {
 		// A server that is not ours is open all the same, but nameless.
 		line, _ := bufio.NewReader(conn).ReadString('\n')
-		return result{open, firstWord(line), connected}, nil
+		return opened(line, connected), nil
 	}
 	if _, err := conn.Write([]byte("hello")); err != nil {
 		return failed(err), nil
@@ -85,20 +86,20 @@ func attempt(ctx context.Context, t target, source string, limit time.Duration) 
 	if err != nil {
 		return failed(err), nil
 	}
-	return result{open, firstWord(string(buffer[:n])), time.Since(start)}, nil
+	return opened(string(buffer[:n]), time.Since(start)), nil
 }
 
-func firstWord(line string) string {
-	if words := strings.Fields(line); len(words) > 0 {
-		return words[0]
-	}
-	return "-"
+// opened reads the server's "NAME CLIENT".
+func opened(greeting string, rtt time.Duration) result {
+	words := append(strings.Fields(greeting), "-", "-")
+	return result{verdict: open, name: words[0], seen: words[1], rtt: rtt}
 }
 
 func once(ctx context.Context, protocol string, args []string) error {
 	flags := flag.NewFlagSet(protocol, flag.ExitOnError)
 	limit := flags.Duration("timeout", time.Second, "how long to wait for an answer")
 	source := flags.String("source", "", "address to send from")
+	seen := flags.Bool("seen", false, "print the address that the server saw as well")
 	rest, err := parse(flags, args)
 	if err != nil {
 		return err
@@ -111,7 +112,11 @@ func once(ctx context.Context, protocol string, args []string) error {
 	if err != nil {
 		return err
 	}
-	fmt.Println(r)
+	if *seen && r.verdict == open {
+		fmt.Println(r, r.seen)
+	} else {
+		fmt.Println(r)
+	}
 	if r.verdict != open {
 		return errNotOpen
 	}

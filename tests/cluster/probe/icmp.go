@@ -125,5 +125,5 @@ func ping(host, source string, limit time.Duration) (result, error) {
 	if err != nil {
 		return failed(err), nil
 	}
-	return result{verdict, "-", time.Since(start)}, nil
+	return result{verdict: verdict, name: "-", rtt: time.Since(start)}, nil
 }

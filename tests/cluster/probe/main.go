@@ -14,7 +14,7 @@ import (
 )
 
 const usage = `probe serve --name N [--tcp 80,443] [--udp 53] [--push 10ms]
-probe tcp|udp ADDR PORT [--timeout 1s] [--source A]
+probe tcp|udp ADDR PORT [--timeout 1s] [--source A] [--seen]
 probe icmp ADDR [--timeout 1s] [--source A]
 probe many [--timeout 1s] [--source A] tcp:10.0.0.1:80 udp:[fd00::1]:53 icmp:fd00::1 | -
 probe stream tcp|udp ADDR PORT [--interval 10ms] [--duration 5s] [--oneway] [--source A]
@@ -22,7 +22,8 @@ probe stream icmp ADDR [--interval 10ms] [--duration 5s] [--source A]
 probe hammer tcp ADDR PORT [--interval 20ms] [--duration 5s] [--timeout 1s] [--source A]
 probe sleep
 
-Results: open NAME RTT | timeout | refused | unreachable
+Results: open NAME RTT [SEEN] | timeout | refused | unreachable
+SEEN is the address that the server saw the client come from.
 Exit status: 0 open, 1 any other result, 2 wrong usage
 `
 

@@ -1,0 +1,50 @@
+# The development of Ringfence. `make demo` and `make test` do everything by themselves on a fresh Linux machine.
+
+# The pod network of the test cluster: ptp (routed) or bridge.
+CNI ?= ptp
+export CNI
+
+cluster := $(or $(RINGFENCE_CLUSTER_DIR),$(CURDIR)/target/cluster)
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test unit lint crds manifests image install cluster cluster-delete
+
+help: ## this list
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' Makefile | column -t -s '|'
+
+demo: ## a cluster, Ringfence on it, and who reaches whom before and after three rule sets (root)
+	@deploy/demo/run.sh
+
+test: ## everything: lints, unit and kernel tests, clusters with both pod networks (root)
+	@tests/run.sh
+
+unit: ## unit and kernel tests, without a cluster (root)
+	cargo test --locked
+
+lint: ## format and lints
+	cargo fmt --all --check
+	cargo clippy --locked --all-targets -- -D warnings
+	@if command -v shellcheck >/dev/null; then \
+		echo "shellcheck"; \
+		find .ci deploy tests -name '*.sh' -print0 -o -path .ci/run -print0 | \
+			xargs -0 shellcheck --external-sources --severity warning; \
+	else echo "shellcheck is not installed: shell scripts are not checked"; fi
+
+crds: ## the custom resource definitions in crds/, from the program
+	cargo run --quiet --locked -- crds --output-dir crds
+
+manifests: crds ## deploy/ringfence.yaml, from the chart
+	HELM="$$(tests/cluster/tools.sh | tail -n 1)/helm" deploy/render.sh
+
+image: ## the image, in target/image/ringfence.tar (root)
+	deploy/image.sh
+
+install: ## builds the image and installs it into the running test cluster with Helm; again after every change
+	deploy/install.sh
+
+cluster: ## two nodes of real Kubernetes on this machine; CNI=ptp or CNI=bridge (root)
+	tests/cluster/up.sh
+	@echo "use $(cluster)/kubectl; delete it with: make cluster-delete"
+
+cluster-delete: ## ends the test cluster
+	tests/cluster/down.sh

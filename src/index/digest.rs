@@ -1,0 +1,43 @@
+//! Digests of address sets that two processes can compare without sending the addresses.
+
+use sha2::{Digest, Sha256};
+use std::fmt;
+use std::net::IpAddr;
+
+/// A sum over the addresses' hashes: free of order, and one address more or less is one addition.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct AddressDigest(u128);
+
+impl AddressDigest {
+    /// With one address more.
+    pub fn add(&mut self, address: IpAddr) {
+        self.0 = self.0.wrapping_add(hash(address));
+    }
+
+    /// With one address less.
+    pub fn remove(&mut self, address: IpAddr) {
+        self.0 = self.0.wrapping_sub(hash(address));
+    }
+}
+
+fn hash(address: IpAddr) -> u128 {
+    let bytes = match address {
+        IpAddr::V4(a) => Sha256::digest(a.octets()),
+        IpAddr::V6(a) => Sha256::digest(a.octets()),
+    };
+    bytes.iter().take(16).fold(0, |sum, byte| sum << 8 | u128::from(*byte))
+}
+
+impl FromIterator<IpAddr> for AddressDigest {
+    fn from_iter<I: IntoIterator<Item = IpAddr>>(addresses: I) -> Self {
+        let mut digest = Self::default();
+        addresses.into_iter().for_each(|a| digest.add(a));
+        digest
+    }
+}
+
+impl fmt::Display for AddressDigest {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:032x}", self.0)
+    }
+}

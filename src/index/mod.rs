@@ -1,0 +1,383 @@
+//! Who is in which group: objects in, memberships out.
+//!
+//! PURE and synchronous: `apply` and `delete` take the current state of one object and say what they changed. The controller
+//! keeps one index of the whole cluster; an agent keeps one in which the only pods are its own.
+
+mod digest;
+mod objects;
+mod selection;
+mod slices;
+
+#[cfg(test)]
+mod tests;
+
+pub use digest::AddressDigest;
+pub use objects::{Binding, Group, Pod};
+pub use selection::Selection;
+pub use slices::RemoteMembers;
+
+use crate::policy::NamespacedName;
+use ipnet::IpNet;
+use selection::Matched;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::net::IpAddr;
+
+/// What a call changed. Whoever writes anything looks the current state up by these keys.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Changes {
+    /// Group and pod: the pod joined, left, or has other addresses.
+    pub members: BTreeSet<(NamespacedName, NamespacedName)>,
+    /// Binding and pod: likewise, of what the binding selects.
+    pub targets: BTreeSet<(NamespacedName, NamespacedName)>,
+    /// Groups that came, went, or say something else.
+    pub groups: BTreeSet<NamespacedName>,
+    /// Bindings that came, went, or say something else.
+    pub bindings: BTreeSet<NamespacedName>,
+}
+
+impl Changes {
+    /// Whether nothing changed.
+    pub fn is_empty(&self) -> bool {
+        *self == Self::default()
+    }
+
+    /// Adds what another call changed.
+    pub fn extend(&mut self, other: Self) {
+        let Self { members, targets, groups, bindings } = other;
+        self.members.extend(members);
+        self.targets.extend(targets);
+        self.groups.extend(groups);
+        self.bindings.extend(bindings);
+    }
+}
+
+/// Pods, groups and bindings, and how they relate.
+#[derive(Debug, Default)]
+pub struct Index {
+    pods: HashMap<NamespacedName, Pod>,
+    groups: BTreeMap<NamespacedName, Group>,
+    bindings: BTreeMap<NamespacedName, Binding>,
+    selection: Selection,
+    /// Of each group, its pods, each with the number of bindings that make it one.
+    members: HashMap<NamespacedName, BTreeMap<NamespacedName, usize>>,
+    /// The bindings that name a group, whether it exists or not.
+    bound_by: HashMap<NamespacedName, BTreeSet<NamespacedName>>,
+    /// The groups that name a group as a remote, whether it exists or not.
+    named_by: HashMap<NamespacedName, BTreeSet<NamespacedName>>,
+    /// The live pods that claim an address: more than one, and it belongs to none of them (S10).
+    claims: HashMap<IpAddr, BTreeSet<NamespacedName>>,
+    /// Addresses of nodes, each with the nodes that have it. They never enter a set.
+    node_addresses: HashMap<IpAddr, BTreeSet<String>>,
+    nodes: HashMap<String, BTreeSet<IpAddr>>,
+    /// Service ranges. Their addresses never enter a set either.
+    service_networks: Vec<IpNet>,
+}
+
+impl Index {
+    /// Takes in a pod as it is now.
+    pub fn apply_pod(&mut self, pod: Pod) -> Changes {
+        if pod.finished {
+            return self.delete_pod(&pod.name);
+        }
+        if self.pods.get(&pod.name) == Some(&pod) {
+            return Changes::default();
+        }
+        let name = pod.name.clone();
+        let mut changes = Changes::default();
+        self.touch_pod(&name, &mut changes);
+        let before = self.pods.get(&name).map(|p| p.claimed().clone()).unwrap_or_default();
+        self.claim(&name, before, pod.claimed().clone(), &mut changes);
+        let matched = self.selection.set_pod(&name, pod.labels.clone());
+        self.pods.insert(name.clone(), pod);
+        self.rematch(matched, &mut changes);
+        self.touch_pod(&name, &mut changes);
+        changes
+    }
+
+    /// Forgets a pod.
+    pub fn delete_pod(&mut self, name: &NamespacedName) -> Changes {
+        let mut changes = Changes::default();
+        let Some(pod) = self.pods.remove(name) else { return changes };
+        self.touch_pod(name, &mut changes);
+        self.claim(name, pod.claimed().clone(), BTreeSet::new(), &mut changes);
+        let matched = self.selection.remove_pod(name);
+        self.rematch(matched, &mut changes);
+        changes
+    }
+
+    /// Takes in a group as it is now. One that cannot be parsed keeps its last good rules (S13).
+    pub fn apply_group(&mut self, mut group: Group) -> Changes {
+        let name = group.name.clone();
+        let old = self.groups.get(&name);
+        if let (Some(old), true) = (old, group.rules.is_none()) {
+            // The uid too: a group deleted and created anew inherits nothing.
+            if old.uid == group.uid {
+                group.rules = old.rules.clone();
+                group.rules_generation = old.rules_generation;
+            }
+        }
+        if old == Some(&group) {
+            return Changes::default();
+        }
+        for remote in old.map(Group::remotes).unwrap_or_default() {
+            remove_from(&mut self.named_by, &remote, &name);
+        }
+        for remote in group.remotes() {
+            self.named_by.entry(remote).or_default().insert(name.clone());
+        }
+        self.groups.insert(name.clone(), group);
+        Changes { groups: [name].into(), ..Changes::default() }
+    }
+
+    /// Forgets a group. Its bindings, and so its members, stay: they are guarded by what is left.
+    pub fn delete_group(&mut self, name: &NamespacedName) -> Changes {
+        let Some(group) = self.groups.remove(name) else { return Changes::default() };
+        for remote in group.remotes() {
+            remove_from(&mut self.named_by, &remote, name);
+        }
+        Changes { groups: [name.clone()].into(), ..Changes::default() }
+    }
+
+    /// Takes in a binding as it is now. One that cannot be parsed keeps what it last said (S13).
+    pub fn apply_binding(&mut self, mut binding: Binding) -> Changes {
+        let name = binding.name.clone();
+        let mut changes = Changes::default();
+        let old = self.bindings.get(&name).cloned();
+        if let (Some(old), true) = (&old, binding.error.is_some()) {
+            binding.groups.clone_from(&old.groups);
+            binding.selector.clone_from(&old.selector);
+        }
+        if old.as_ref() == Some(&binding) {
+            return changes;
+        }
+        changes.bindings.insert(name.clone());
+        // Out with the old memberships and in with the new; what is both, is touched, which costs little and lies to no one.
+        let targets: Vec<NamespacedName> = self.selection.pods_of(&name).collect();
+        for pod in targets {
+            self.attach(&name, &pod, false, &mut changes);
+        }
+        for group in old.map(|b| b.groups).unwrap_or_default() {
+            remove_from(&mut self.bound_by, &group, &name);
+        }
+        for group in &binding.groups {
+            self.bound_by.entry(group.clone()).or_default().insert(name.clone());
+        }
+        let selector = binding.selector.clone();
+        self.bindings.insert(name.clone(), binding);
+        self.selection.set_binding(&name, selector);
+        let targets: Vec<NamespacedName> = self.selection.pods_of(&name).collect();
+        for pod in targets {
+            self.attach(&name, &pod, true, &mut changes);
+        }
+        changes
+    }
+
+    /// Forgets a binding.
+    pub fn delete_binding(&mut self, name: &NamespacedName) -> Changes {
+        let mut changes = Changes::default();
+        let targets: Vec<NamespacedName> = self.selection.pods_of(name).collect();
+        for pod in targets {
+            self.attach(name, &pod, false, &mut changes);
+        }
+        if let Some(binding) = self.bindings.remove(name) {
+            changes.bindings.insert(name.clone());
+            for group in binding.groups {
+                remove_from(&mut self.bound_by, &group, name);
+            }
+        }
+        self.selection.remove_binding(name);
+        changes
+    }
+
+    /// The addresses of a node; none when it is gone.
+    pub fn set_node_addresses(&mut self, node: &str, addresses: BTreeSet<IpAddr>) -> Changes {
+        let mut changes = Changes::default();
+        let old = self.nodes.remove(node).unwrap_or_default();
+        for address in old.difference(&addresses) {
+            remove_from(&mut self.node_addresses, address, &node.to_owned());
+        }
+        for address in &addresses {
+            self.node_addresses.entry(*address).or_default().insert(node.to_owned());
+        }
+        for address in old.symmetric_difference(&addresses) {
+            for pod in self.claims.get(address).cloned().unwrap_or_default() {
+                self.touch_pod(&pod, &mut changes);
+            }
+        }
+        if !addresses.is_empty() {
+            self.nodes.insert(node.to_owned(), addresses);
+        }
+        changes
+    }
+
+    /// The ranges from which Services get their addresses.
+    pub fn set_service_networks(&mut self, networks: Vec<IpNet>) -> Changes {
+        let mut changes = Changes::default();
+        if networks == self.service_networks {
+            return changes;
+        }
+        let old = std::mem::replace(&mut self.service_networks, networks);
+        // Rare enough for a walk over every address.
+        let concerned: BTreeSet<NamespacedName> = self
+            .claims
+            .iter()
+            .filter(|(a, _)| old.iter().chain(&self.service_networks).any(|n| n.contains(*a)))
+            .flat_map(|(_, pods)| pods.iter().cloned())
+            .collect();
+        for pod in concerned {
+            self.touch_pod(&pod, &mut changes);
+        }
+        changes
+    }
+
+    /// A pod that is live.
+    pub fn pod(&self, name: &NamespacedName) -> Option<&Pod> {
+        self.pods.get(name)
+    }
+
+    /// Every live pod.
+    pub fn pods(&self) -> impl Iterator<Item = &Pod> {
+        self.pods.values()
+    }
+
+    /// A group.
+    pub fn group(&self, name: &NamespacedName) -> Option<&Group> {
+        self.groups.get(name)
+    }
+
+    /// Every group.
+    pub fn groups(&self) -> impl Iterator<Item = &Group> {
+        self.groups.values()
+    }
+
+    /// A binding.
+    pub fn binding(&self, name: &NamespacedName) -> Option<&Binding> {
+        self.bindings.get(name)
+    }
+
+    /// Every binding.
+    pub fn bindings(&self) -> impl Iterator<Item = &Binding> {
+        self.bindings.values()
+    }
+
+    /// The bindings that name a group.
+    pub fn bound_by(&self, group: &NamespacedName) -> impl Iterator<Item = &NamespacedName> {
+        self.bound_by.get(group).into_iter().flatten()
+    }
+
+    /// The groups that name a group as a remote, itself among them if it does.
+    pub fn named_by(&self, group: &NamespacedName) -> impl Iterator<Item = &NamespacedName> {
+        self.named_by.get(group).into_iter().flatten()
+    }
+
+    /// The pods to which a group is attached.
+    pub fn members(&self, group: &NamespacedName) -> impl Iterator<Item = &Pod> {
+        self.members.get(group).into_iter().flat_map(BTreeMap::keys).filter_map(|pod| self.pods.get(pod))
+    }
+
+    /// Whether a group is attached to a pod.
+    pub fn is_member(&self, group: &NamespacedName, pod: &NamespacedName) -> bool {
+        self.members.get(group).is_some_and(|pods| pods.contains_key(pod))
+    }
+
+    /// The pods that a binding selects.
+    pub fn targets(&self, binding: &NamespacedName) -> impl Iterator<Item = &Pod> {
+        self.selection.pods_of(binding).filter_map(|pod| self.pods.get(&pod))
+    }
+
+    /// Whether a binding selects a pod.
+    pub fn is_target(&self, binding: &NamespacedName, pod: &NamespacedName) -> bool {
+        self.selection.bindings_of(pod).any(|b| b == binding)
+    }
+
+    /// The bindings that select a pod. None: it is not guarded.
+    pub fn bindings_of(&self, pod: &NamespacedName) -> impl Iterator<Item = &Binding> {
+        self.selection.bindings_of(pod).filter_map(|name| self.bindings.get(name))
+    }
+
+    /// The addresses that are a pod's own beyond doubt, and may enter a set (S10).
+    pub fn addresses<'a>(&'a self, pod: &'a Pod) -> impl Iterator<Item = IpAddr> + 'a {
+        pod.claimed().iter().copied().filter(|a| !self.is_contested(*a) && !self.is_reserved(*a))
+    }
+
+    /// The live pods that claim an address.
+    pub fn claimants(&self, address: IpAddr) -> impl Iterator<Item = &NamespacedName> {
+        self.claims.get(&address).into_iter().flatten()
+    }
+
+    /// Whether more than one live pod claims an address.
+    pub fn is_contested(&self, address: IpAddr) -> bool {
+        self.claims.get(&address).is_some_and(|pods| pods.len() > 1)
+    }
+
+    /// Whether an address is a node's or a Service's.
+    pub fn is_reserved(&self, address: IpAddr) -> bool {
+        self.node_addresses.contains_key(&address) || self.service_networks.iter().any(|n| n.contains(&address))
+    }
+
+    /// Every relation of a pod may look different now.
+    fn touch_pod(&self, pod: &NamespacedName, changes: &mut Changes) {
+        for binding in self.bindings_of(pod) {
+            changes.targets.insert((binding.name.clone(), pod.clone()));
+            changes.members.extend(binding.groups.iter().map(|group| (group.clone(), pod.clone())));
+        }
+    }
+
+    fn claim(
+        &mut self,
+        pod: &NamespacedName,
+        before: BTreeSet<IpAddr>,
+        after: BTreeSet<IpAddr>,
+        changes: &mut Changes,
+    ) {
+        for address in before.symmetric_difference(&after) {
+            if after.contains(address) {
+                self.claims.entry(*address).or_default().insert(pod.clone());
+            } else {
+                remove_from(&mut self.claims, address, pod);
+            }
+            // The others may have lost the address, or have it for their own again.
+            for other in self.claims.get(address).cloned().unwrap_or_default() {
+                self.touch_pod(&other, changes);
+            }
+        }
+    }
+
+    fn rematch(&mut self, matched: Vec<Matched>, changes: &mut Changes) {
+        for Matched { binding, pod, selected } in matched {
+            self.attach(&binding, &pod, selected, changes);
+        }
+    }
+
+    /// A binding begins or ceases to select a pod.
+    fn attach(&mut self, binding: &NamespacedName, pod: &NamespacedName, selected: bool, changes: &mut Changes) {
+        changes.targets.insert((binding.clone(), pod.clone()));
+        let groups = self.bindings.get(binding).map(|b| b.groups.clone()).unwrap_or_default();
+        for group in groups {
+            changes.members.insert((group.clone(), pod.clone()));
+            let pods = self.members.entry(group.clone()).or_default();
+            let count = pods.entry(pod.clone()).or_default();
+            *count = if selected { *count + 1 } else { count.saturating_sub(1) };
+            if *count == 0 {
+                pods.remove(pod);
+            }
+            if pods.is_empty() {
+                self.members.remove(&group);
+            }
+        }
+    }
+}
+
+/// Removes a value from a map of sets, and the set when it was the last.
+fn remove_from<K, V>(map: &mut HashMap<K, BTreeSet<V>>, key: &K, value: &V)
+where
+    K: std::hash::Hash + Eq,
+    V: Ord,
+{
+    if let Some(set) = map.get_mut(key) {
+        set.remove(value);
+        if set.is_empty() {
+            map.remove(key);
+        }
+    }
+}

@@ -1,0 +1,262 @@
+//! The index against its own definition, recomputed the slow way after every step.
+
+use super::*;
+use crate::policy::Group as Rules;
+use kube::core::Selector;
+use proptest::prelude::*;
+use serde_json::{Value, json};
+use std::sync::Arc;
+
+fn name(name: &str) -> NamespacedName {
+    NamespacedName::new("shop", name)
+}
+
+fn mk_pod(pod: &str, labels: Value, ips: &[&str]) -> Pod {
+    mk_pod_with(pod, labels, ips, json!({ "nodeName": "n1" }), "Running")
+}
+
+fn mk_pod_with(pod: &str, labels: Value, ips: &[&str], spec: Value, phase: &str) -> Pod {
+    let ips: Vec<Value> = ips.iter().map(|ip| json!({ "ip": ip })).collect();
+    let mut spec = spec;
+    spec["containers"] = json!([]);
+    let pod: k8s_openapi::api::core::v1::Pod = serde_json::from_value(json!({
+        "metadata": { "name": pod, "namespace": "shop", "labels": labels },
+        "spec": spec,
+        "status": { "phase": phase, "podIPs": ips },
+    }))
+    .unwrap();
+    Pod::from(&pod)
+}
+
+fn mk_binding(binding: &str, groups: &[&str], selector: Option<Selector>) -> Binding {
+    Binding {
+        name: name(binding),
+        uid: format!("uid-{binding}"),
+        generation: 1,
+        groups: groups.iter().map(|g| name(g)).collect(),
+        selector,
+        error: None,
+    }
+}
+
+fn mk_group(group: &str) -> Group {
+    Group {
+        name: name(group),
+        uid: format!("uid-{group}"),
+        generation: 1,
+        deleting: false,
+        rules: Some(Arc::new(Rules::default())),
+        rules_generation: 1,
+        error: None,
+    }
+}
+
+fn app() -> Option<Selector> {
+    Some([("app", "web")].into_iter().collect())
+}
+
+fn addresses(index: &Index, group: &str) -> Vec<String> {
+    let mut all: Vec<String> =
+        index.members(&name(group)).flat_map(|p| index.addresses(p)).map(|a| a.to_string()).collect();
+    all.sort();
+    all
+}
+
+#[test]
+fn s10_finished_and_host_network_pods_are_no_members_terminating_ones_are() {
+    let mut index = Index::default();
+    index.apply_binding(mk_binding("b", &["web"], app()));
+    index.apply_pod(mk_pod("run", json!({"app": "web"}), &["10.0.0.1", "fd00::1"]));
+    index.apply_pod(mk_pod_with(
+        "host",
+        json!({"app": "web"}),
+        &["172.30.0.1"],
+        json!({"hostNetwork": true}),
+        "Running",
+    ));
+    index.apply_pod(mk_pod_with("done", json!({"app": "web"}), &["10.0.0.3"], json!({}), "Succeeded"));
+    assert_eq!(addresses(&index, "web"), ["10.0.0.1", "fd00::1"]);
+
+    let mut going = mk_pod("run", json!({"app": "web"}), &["10.0.0.1", "fd00::1"]);
+    going.terminating = true;
+    index.apply_pod(going);
+    assert_eq!(addresses(&index, "web"), ["10.0.0.1", "fd00::1"]);
+
+    index.apply_pod(mk_pod_with("run", json!({"app": "web"}), &["10.0.0.1"], json!({}), "Failed"));
+    assert!(addresses(&index, "web").is_empty());
+}
+
+#[test]
+fn s10_what_is_never_an_address_of_ones_own() {
+    let mut index = Index::default();
+    index.apply_binding(mk_binding("b", &["web"], app()));
+    index.set_service_networks(vec!["10.96.0.0/16".parse().unwrap()]);
+    index.set_node_addresses("n1", ["172.30.0.1".parse().unwrap()].into());
+    index.apply_pod(mk_pod(
+        "liar",
+        json!({"app": "web"}),
+        &[
+            "127.0.0.1",
+            "169.254.1.1",
+            "224.0.0.1",
+            "255.255.255.255",
+            "fe80::1",
+            "::1",
+            "ff02::1",
+            "0.0.0.0",
+            "::ffff:10.0.0.1",
+            "172.30.0.1",
+            "10.96.0.1",
+            "10.0.0.7",
+        ],
+    ));
+    assert_eq!(addresses(&index, "web"), ["10.0.0.7"]);
+
+    let changes = index.set_node_addresses("n2", ["10.0.0.7".parse().unwrap()].into());
+    assert_eq!(changes.members, [(name("web"), name("liar"))].into());
+    assert!(addresses(&index, "web").is_empty());
+    index.set_node_addresses("n2", BTreeSet::new());
+    assert_eq!(addresses(&index, "web"), ["10.0.0.7"]);
+}
+
+#[test]
+fn s10_an_address_two_pods_claim_belongs_to_neither_and_comes_back() {
+    let mut index = Index::default();
+    index.apply_binding(mk_binding("b", &["web"], app()));
+    index.apply_pod(mk_pod("a", json!({"app": "web"}), &["10.0.0.1"]));
+    let changes = index.apply_pod(mk_pod("b", json!({}), &["10.0.0.1"]));
+    assert!(changes.members.contains(&(name("web"), name("a"))), "a member lost its address: {changes:?}");
+    assert!(addresses(&index, "web").is_empty());
+    let changes = index.delete_pod(&name("b"));
+    assert!(changes.members.contains(&(name("web"), name("a"))));
+    assert_eq!(addresses(&index, "web"), ["10.0.0.1"]);
+}
+
+#[test]
+fn s2_two_bindings_make_one_member_until_both_are_gone() {
+    let mut index = Index::default();
+    index.apply_pod(mk_pod("a", json!({"app": "web"}), &["10.0.0.1"]));
+    index.apply_binding(mk_binding("one", &["web", "other"], app()));
+    index.apply_binding(mk_binding("two", &["web"], Some(Selector::default())));
+    assert_eq!(index.bindings_of(&name("a")).count(), 2);
+    index.delete_binding(&name("one"));
+    assert_eq!((addresses(&index, "web").len(), addresses(&index, "other").len()), (1, 0));
+    index.delete_binding(&name("two"));
+    assert!(addresses(&index, "web").is_empty());
+    assert_eq!(index.bindings_of(&name("a")).count(), 0);
+}
+
+#[test]
+fn s13_bad_revisions_keep_the_last_good_ones() {
+    let mut index = Index::default();
+    index.apply_pod(mk_pod("a", json!({"app": "web"}), &["10.0.0.1"]));
+    index.apply_group(mk_group("web"));
+    index.apply_binding(mk_binding("b", &["web"], app()));
+    let bad = Group { generation: 2, rules: None, rules_generation: 0, error: Some("bad".into()), ..mk_group("web") };
+    index.apply_group(bad.clone());
+    let kept = index.group(&name("web")).unwrap();
+    assert!(kept.rules.is_some() && kept.error.is_some());
+    assert_eq!((kept.generation, kept.rules_generation), (2, 1));
+
+    index.apply_group(Group { uid: "another".into(), ..bad });
+    assert!(index.group(&name("web")).unwrap().rules.is_none(), "a new group inherits nothing");
+
+    index.apply_binding(Binding {
+        error: Some("bad".into()),
+        groups: BTreeSet::new(),
+        generation: 2,
+        ..mk_binding("b", &[], None)
+    });
+    assert_eq!(addresses(&index, "web"), ["10.0.0.1"]);
+}
+
+#[test]
+fn nothing_changes_when_nothing_does() {
+    let mut index = Index::default();
+    let pod = mk_pod("a", json!({"app": "web"}), &["10.0.0.1"]);
+    assert!(index.apply_pod(pod.clone()).is_empty(), "no binding, no relation");
+    assert!(!index.apply_binding(mk_binding("b", &["web"], app())).is_empty());
+    assert!(!index.apply_group(mk_group("web")).is_empty());
+    assert!(index.apply_pod(pod).is_empty());
+    assert!(index.apply_binding(mk_binding("b", &["web"], app())).is_empty());
+    assert!(index.apply_group(mk_group("web")).is_empty());
+    assert!(index.delete_pod(&name("nobody")).is_empty());
+}
+
+#[derive(Clone, Debug)]
+enum Step {
+    Pod { pod: u8, label: Option<u8>, ip: u8, finished: bool },
+    DeletePod(u8),
+    Binding { binding: u8, groups: Vec<u8>, label: Option<u8> },
+    DeleteBinding(u8),
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    prop_oneof![
+        4 => (0u8..6, prop::option::of(0u8..3), 0u8..5, prop::bool::weighted(0.1))
+            .prop_map(|(pod, label, ip, finished)| Step::Pod { pod, label, ip, finished }),
+        1 => (0u8..6).prop_map(Step::DeletePod),
+        2 => (0u8..4, prop::collection::vec(0u8..3, 1..3), prop::option::of(0u8..3))
+            .prop_map(|(binding, groups, label)| Step::Binding { binding, groups, label }),
+        1 => (0u8..4).prop_map(Step::DeleteBinding),
+    ]
+}
+
+/// What the members of every group are, by definition.
+fn by_definition(
+    pods: &BTreeMap<u8, (Option<u8>, u8)>,
+    bindings: &BTreeMap<u8, (Vec<u8>, Option<u8>)>,
+) -> Vec<Vec<String>> {
+    let claims = |ip: u8| pods.values().filter(|(_, i)| *i == ip).count();
+    let members = |group: u8| {
+        let selects = |label: Option<u8>| {
+            bindings.values().any(|(groups, by)| groups.contains(&group) && (by.is_none() || *by == label))
+        };
+        pods.values()
+            .filter(|(label, ip)| selects(*label) && claims(*ip) == 1)
+            .map(|(_, ip)| format!("10.0.0.{ip}"))
+            .collect()
+    };
+    (0..3)
+        .map(members)
+        .map(|mut v: Vec<String>| {
+            v.sort();
+            v
+        })
+        .collect()
+}
+
+proptest! {
+    #[test]
+    fn agrees_with_its_definition_and_reports_every_change(steps in prop::collection::vec(step(), 1..60)) {
+        let mut index = Index::default();
+        let (mut pods, mut bindings) = (BTreeMap::new(), BTreeMap::new());
+        let mut before = by_definition(&pods, &bindings);
+        for step in steps {
+            let changes = match step {
+                Step::Pod { pod, label, ip, finished } => {
+                    if finished { pods.remove(&pod); } else { pods.insert(pod, (label, ip)); }
+                    let labels = label.map_or(json!({}), |l| json!({ "l": l.to_string() }));
+                    let phase = if finished { "Failed" } else { "Running" };
+                    index.apply_pod(mk_pod_with(&pod.to_string(), labels, &[&format!("10.0.0.{ip}")], json!({}), phase))
+                }
+                Step::DeletePod(pod) => { pods.remove(&pod); index.delete_pod(&name(&pod.to_string())) }
+                Step::Binding { binding, groups, label } => {
+                    let names: Vec<String> = groups.iter().map(ToString::to_string).collect();
+                    let selector = label.map_or(Selector::default(), |l| [("l".to_owned(), l.to_string())].into_iter().collect());
+                    bindings.insert(binding, (groups, label));
+                    let names: Vec<&str> = names.iter().map(String::as_str).collect();
+                    index.apply_binding(mk_binding(&binding.to_string(), &names, Some(selector)))
+                }
+                Step::DeleteBinding(binding) => { bindings.remove(&binding); index.delete_binding(&name(&binding.to_string())) }
+            };
+            let now = by_definition(&pods, &bindings);
+            for group in 0..3 {
+                prop_assert_eq!(&addresses(&index, &group.to_string()), &now[group]);
+                let told = changes.members.iter().any(|(g, _)| *g == name(&group.to_string()));
+                prop_assert!(told || before[group] == now[group], "a change of group {} went unreported", group);
+            }
+            before = now;
+        }
+    }
+}
