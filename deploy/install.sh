@@ -34,6 +34,6 @@ say "helm upgrade --install"
 "$cluster/helm" upgrade ringfence charts/ringfence --install --namespace "$namespace" --create-namespace \
 	--set-string "controller.podAnnotations.image-digest=$digest" \
 	--set-string "agent.podAnnotations.image-digest=$digest" \
-	--wait --timeout 2m "$@" >&2 || why
+	--hide-notes --wait --timeout 2m "$@" >&2 || why
 # Helm may content itself with fewer agents than there are nodes.
 "$cluster/kubectl" --namespace "$namespace" rollout status daemonset/ringfence-agent --timeout 60s >&2 || why

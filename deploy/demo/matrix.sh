@@ -98,38 +98,40 @@ measure() {
 
 # Prints the cells; one that differs from the last matrix is marked.
 show() {
-	local row column value text changes=0
-	printf '  %-22s' 'from \ to'
-	printf ' %-12s' "${columns[@]}"
+	local row column value changes=0
+	echo "  yes: over IPv4 and IPv6   .: over neither   blank: not tried"
+	printf '  %-23s' 'from \ to'
+	for column in "${columns[@]}"; do print_cell "$column" "$column"; done
 	echo
 	for row in "${rows[@]}"; do
-		printf '  %-22s' "$(whois "$row")"
+		printf '  %-23s' "$(whois "$row")"
 		for column in "${columns[@]}"; do
 			value=${cell["$row>$column"]}
-			text=${value/no/.}
-			if [[ -n $value && -n ${earlier["$row>$column"]:-} && $value != "${earlier["$row>$column"]}" ]]; then
-				text+=" <--"
+			if [[ -n ${earlier["$row>$column"]:-} && $value != "${earlier["$row>$column"]}" ]]; then
 				changes=$((changes + 1))
-				printf ' %s%-12s%s' "$bold" "$text" "$plain"
+				print_cell "$column" "${value/no/.} <--" "$bold"
 			elif [[ $value == yes ]]; then
-				printf ' %s%-12s%s' "$green" "$text" "$plain"
+				print_cell "$column" yes "$green"
 			else
-				printf ' %-12s' "$text"
+				print_cell "$column" "${value/no/.}"
 			fi
 		done
 		echo
 	done
-	if ((${#earlier[@]})); then
-		echo "  $changes cells changed"
-	fi
+	((${#earlier[@]} == 0)) || echo "  $changes cells changed"
+}
+
+# print_cell COLUMN TEXT [COLOUR]: as wide as the column's name, or as what a changed cell holds.
+print_cell() {
+	local width=$((${#1} > 7 ? ${#1} : 7))
+	printf ' %s%-*s%s ' "${3:-}" "$width" "$2" "${3:+$plain}"
 }
 
 whois() {
 	case $1 in
-	office) echo "office 203.0.113.10" ;;
+	office) echo "office   203.0.113.10" ;;
 	internet) echo "internet 198.51.100.7" ;;
-	stranger) echo "stranger, no group" ;;
-	*) echo "$1" ;;
+	*) printf '%-8s %s' "$1" "${addresses_of[$1]%% *}" ;;
 	esac
 }
 

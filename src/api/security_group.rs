@@ -38,13 +38,13 @@ pub struct SecurityGroupSpec {
 
     /// What may come in. Absent or empty: nothing may.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    #[schemars(length(max = 128), extend("x-kubernetes-list-type" = "set"), extend("default" = []))]
+    #[schemars(length(max = 128), extend("x-kubernetes-list-type" = "atomic"), extend("default" = []))]
     pub ingress: Vec<SecurityGroupRule>,
 
     /// What may go out. Absent: the API server writes the default rule, which allows everything. An empty list: nothing may.
     // Never skipped when empty: "nothing" must not turn into "absent", which means "everything".
     #[serde(default)]
-    #[schemars(length(max = 128), extend("x-kubernetes-list-type" = "set"), extend("default" = schema::default_egress()))]
+    #[schemars(length(max = 128), extend("x-kubernetes-list-type" = "atomic"), extend("default" = schema::default_egress()))]
     pub egress: Vec<SecurityGroupRule>,
 }
 
@@ -64,8 +64,7 @@ pub struct SecurityGroupRule {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(schema_with = "schema::ports")]
     #[x_kube(
-        validation = Rule::new("self.all(p, type(p) == int ? p >= 1 && p <= 65535 : string(p).matches('^[1-9][0-9]{0,4}(-[1-9][0-9]{0,4})?$') && string(p).split('-').all(n, int(n) <= 65535))").message("each port is a number from 1 to 65535, or a range of two such numbers like \"8000-9000\""),
-        validation = Rule::new("self.all(p, type(p) == int || !string(p).matches('^[0-9]{1,5}-[0-9]{1,5}$') || int(string(p).split('-')[0]) <= int(string(p).split('-')[1]))").message("a port range goes from the lower number to the higher, like \"8000-9000\"")
+        validation = Rule::new("self.all(p, type(p) != int || (p >= 1 && p <= 65535))").message("a port is a number from 1 to 65535")
     )]
     pub ports: Option<Vec<IntOrString>>,
 

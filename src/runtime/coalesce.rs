@@ -3,7 +3,7 @@
 //! Owns: when the work runs. Must not: know what changed; the worker looks at the state as it is when it starts, so
 //! a hundred changes during one run cost one more run.
 
-use std::{fmt::Display, time::Duration};
+use std::{fmt::Display, sync::Arc, time::Duration};
 
 use futures::FutureExt;
 use tokio::{
@@ -55,7 +55,7 @@ impl Coalescer {
     ///
     /// After a failure it runs again by itself, later with every failure. A change in the meantime may be what mends
     /// it, so it is tried then, but never sooner than the smallest delay.
-    pub async fn run<E: Display>(self: std::sync::Arc<Self>, shutdown: Shutdown, mut worker: impl AsyncFnMut(Reason) -> Result<(), E>) {
+    pub async fn run<E: Display>(self: Arc<Self>, shutdown: Shutdown, mut worker: impl AsyncFnMut(Reason) -> Result<(), E>) {
         let mut full_due = self.full_due();
         let mut failed: Option<Failed> = None;
         let mut streak = Streak::default();
@@ -133,7 +133,7 @@ mod tests {
     type Runs = Rc<RefCell<Vec<(Reason, u64)>>>;
 
     /// Runs the loop beside `script`; each run takes `work_ms` and fails as long as `failures` lasts.
-    async fn play(coalescer: &Coalescer, work_ms: u64, mut failures: u32, script: impl Future<Output = ()>) -> Runs {
+    async fn play(coalescer: &Arc<Coalescer>, work_ms: u64, mut failures: u32, script: impl Future<Output = ()>) -> Runs {
         let (trigger, shutdown) = Shutdown::manual();
         let (runs, start) = (Runs::default(), Instant::now());
         let worker = async |reason| {
@@ -145,7 +145,7 @@ mod tests {
             failures -= 1;
             Err("no")
         };
-        tokio::join!(coalescer.run(shutdown, worker), async {
+        tokio::join!(coalescer.clone().run(shutdown, worker), async {
             script.await;
             trigger.shut_down();
         });
@@ -158,7 +158,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn changes_during_a_run_cost_one_more_run() {
-        let (coalescer, start) = (Coalescer::new(RETRY, None), Instant::now());
+        let (coalescer, start) = (Arc::new(Coalescer::new(RETRY, None)), Instant::now());
         coalescer.notify();
         let runs = play(&coalescer, 50, 0, async {
             for ms in [10, 20, 30, 500] {
@@ -173,7 +173,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn failures_are_retried_later_and_later() {
-        let coalescer = Coalescer::new(RETRY, None);
+        let coalescer = Arc::new(Coalescer::new(RETRY, None));
         coalescer.notify();
         let runs = play(&coalescer, 0, 3, sleep(Duration::from_secs(60))).await;
         let runs = runs.borrow();
@@ -186,7 +186,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_change_shortens_the_wait_but_not_below_the_minimum() {
-        let (coalescer, start) = (Coalescer::new(RETRY, None), Instant::now());
+        let (coalescer, start) = (Arc::new(Coalescer::new(RETRY, None)), Instant::now());
         coalescer.notify();
         let runs = play(&coalescer, 0, 8, async {
             // The seventh failure was at 6.3 s ± 20 %, and the wait after it is 6.4 s ± 20 %.
@@ -203,7 +203,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn can_be_spawned_with_a_worker_that_borrows_its_state() {
-        let coalescer = std::sync::Arc::new(Coalescer::new(RETRY, None));
+        let coalescer = Arc::new(Coalescer::new(RETRY, None));
         coalescer.notify();
         let (trigger, shutdown) = Shutdown::manual();
         let task = tokio::spawn(async move {
@@ -222,7 +222,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn full_runs_come_even_when_always_busy() {
-        let (coalescer, start) = (Coalescer::new(RETRY, Some(Duration::from_secs(1))), Instant::now());
+        let (coalescer, start) = (Arc::new(Coalescer::new(RETRY, Some(Duration::from_secs(1)))), Instant::now());
         let runs = play(&coalescer, 0, 0, async {
             for ms in (0..2_500).step_by(300) {
                 until(start, ms).await;
@@ -236,7 +236,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn shutdown_finishes_the_run_that_has_begun() {
-        let coalescer = Coalescer::new(RETRY, None);
+        let coalescer = Arc::new(Coalescer::new(RETRY, None));
         let done = RefCell::new(0);
         let (trigger, shutdown) = Shutdown::manual();
         coalescer.notify();
@@ -246,7 +246,7 @@ mod tests {
             coalescer.notify(); // Too late: no second run.
             Ok::<_, &str>(())
         };
-        tokio::join!(coalescer.run(shutdown, worker), async {
+        tokio::join!(coalescer.clone().run(shutdown, worker), async {
             sleep(Duration::from_secs(1)).await;
             trigger.shut_down();
         });
