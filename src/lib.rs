@@ -1,6 +1,12 @@
-//! Ringfence: cloud security groups for Kubernetes. See the README for what it does and how data flows.
+//! Ringfence: cloud security groups for Kubernetes.
+//!
+//! Data flows from [`api`] objects through [`policy`] (their meaning) and [`index`] (who is in which group) to [`nft`] (the
+//! kernel) on the one side, in the [`agent`], and to slices and status on the other, in the [`controller`].
 
+pub mod agent;
 pub mod api;
+pub mod controller;
 pub mod index;
 pub mod nft;
 pub mod policy;
+pub mod runtime;

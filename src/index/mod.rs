@@ -4,6 +4,7 @@
 //! keeps one index of the whole cluster; an agent keeps one in which the only pods are its own.
 
 mod digest;
+mod feed;
 mod objects;
 mod selection;
 mod slices;
@@ -12,7 +13,8 @@ mod slices;
 mod tests;
 
 pub use digest::AddressDigest;
-pub use objects::{Binding, Group, Pod};
+pub use feed::{Feed, Indexed, Update};
+pub use objects::{Binding, Group, Pod, name_of};
 pub use selection::Selection;
 pub use slices::RemoteMembers;
 

@@ -26,8 +26,17 @@ pub enum NftError {
 
 /// Commits one transaction.
 pub async fn commit(script: &str) -> Result<(), NftError> {
+    run(&["-f", "-"], script).await
+}
+
+/// Asks the kernel whether it would take a transaction, and changes nothing.
+pub async fn check(script: &str) -> Result<(), NftError> {
+    run(&["-c", "-f", "-"], script).await
+}
+
+async fn run(args: &[&str], script: &str) -> Result<(), NftError> {
     let mut child = Command::new("nft")
-        .args(["-f", "-"])
+        .args(args)
         .stdin(Stdio::piped())
         .stdout(Stdio::null())
         .stderr(Stdio::piped())
@@ -40,8 +49,8 @@ pub async fn commit(script: &str) -> Result<(), NftError> {
             let _ = stdin.write_all(script.as_bytes()).await;
         }
     };
-    let run = async { tokio::join!(feed, child.wait_with_output()).1 };
-    let output = tokio::time::timeout(TIMEOUT, run).await.map_err(|_| NftError::Timeout)??;
+    let finish = async { tokio::join!(feed, child.wait_with_output()).1 };
+    let output = tokio::time::timeout(TIMEOUT, finish).await.map_err(|_| NftError::Timeout)??;
     if output.status.success() {
         return Ok(());
     }

@@ -5,7 +5,9 @@
 
 use std::{fmt::Write, future::Future, io, net::SocketAddr, sync::Arc, time::Duration};
 
-use axum::{Router, extract::State, http::StatusCode, http::header::CONTENT_TYPE, response::IntoResponse, routing::get};
+use axum::{
+    Router, extract::State, http::StatusCode, http::header::CONTENT_TYPE, response::IntoResponse, routing::get,
+};
 use prometheus_client::{encoding::text, registry::Registry};
 use thiserror::Error;
 use tokio::{net::TcpListener, sync::watch};

@@ -55,7 +55,11 @@ impl Coalescer {
     ///
     /// After a failure it runs again by itself, later with every failure. A change in the meantime may be what mends
     /// it, so it is tried then, but never sooner than the smallest delay.
-    pub async fn run<E: Display>(self: Arc<Self>, shutdown: Shutdown, mut worker: impl AsyncFnMut(Reason) -> Result<(), E>) {
+    pub async fn run<E: Display>(
+        self: Arc<Self>,
+        shutdown: Shutdown,
+        mut worker: impl AsyncFnMut(Reason) -> Result<(), E>,
+    ) {
         let mut full_due = self.full_due();
         let mut failed: Option<Failed> = None;
         let mut streak = Streak::default();
@@ -133,7 +137,12 @@ mod tests {
     type Runs = Rc<RefCell<Vec<(Reason, u64)>>>;
 
     /// Runs the loop beside `script`; each run takes `work_ms` and fails as long as `failures` lasts.
-    async fn play(coalescer: &Arc<Coalescer>, work_ms: u64, mut failures: u32, script: impl Future<Output = ()>) -> Runs {
+    async fn play(
+        coalescer: &Arc<Coalescer>,
+        work_ms: u64,
+        mut failures: u32,
+        script: impl Future<Output = ()>,
+    ) -> Runs {
         let (trigger, shutdown) = Shutdown::manual();
         let (runs, start) = (Runs::default(), Instant::now());
         let worker = async |reason| {
@@ -177,7 +186,10 @@ mod tests {
         coalescer.notify();
         let runs = play(&coalescer, 0, 3, sleep(Duration::from_secs(60))).await;
         let runs = runs.borrow();
-        assert_eq!(runs.iter().map(|r| r.0).collect::<Vec<_>>(), [Reason::Dirty, Reason::Retry, Reason::Retry, Reason::Retry]);
+        assert_eq!(
+            runs.iter().map(|r| r.0).collect::<Vec<_>>(),
+            [Reason::Dirty, Reason::Retry, Reason::Retry, Reason::Retry]
+        );
         for (pair, nominal) in runs.windows(2).zip([100, 200, 400]) {
             let gap = pair[1].1 - pair[0].1;
             assert!((nominal * 8 / 10..=nominal * 12 / 10 + 1).contains(&gap), "{runs:?}");

@@ -167,7 +167,8 @@ mod tests {
     async fn runs_every_key_within_the_limit_and_drains() {
         let queue = Arc::new(KeyedQueue::default());
         let (trigger, shutdown) = Shutdown::manual();
-        let (now, most, done) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
+        let (now, most, done) =
+            (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
         let counters = (now.clone(), most.clone(), done.clone());
         let worker = move |_key: u32| {
             let (now, most, done) = counters.clone();

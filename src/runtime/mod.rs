@@ -16,7 +16,7 @@ pub mod streak;
 pub mod watch;
 
 pub use self::{
-    admin::{Admin, ReadyHandle, Readiness},
+    admin::{Admin, Readiness, ReadyHandle},
     backoff::Backoff,
     coalesce::{Coalescer, Reason},
     keyed_queue::{KeyedQueue, Outcome},

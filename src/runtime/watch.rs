@@ -165,7 +165,8 @@ fn read<K: Resource>(kind: &str, object: DeserializeGuard<K>) -> Result<K, Malfo
         }
         Err(InvalidObject { error, metadata: mut meta }) => {
             meta.managed_fields = None;
-            let (namespace, name) = (meta.namespace.as_deref().unwrap_or_default(), meta.name.as_deref().unwrap_or_default());
+            let (namespace, name) =
+                (meta.namespace.as_deref().unwrap_or_default(), meta.name.as_deref().unwrap_or_default());
             warn!(%kind, namespace, name, %error, "cannot read this object, skipping it");
             Err(Malformed { meta, error })
         }
@@ -278,7 +279,8 @@ mod tests {
         let (log, ready) = told(half).await;
         assert!(log.is_empty() && !ready);
 
-        let again = vec![Ok(Event::Init), Ok(Event::InitApply(good("a"))), hiccup(), Ok(Event::Init), Ok(Event::InitDone)];
+        let again =
+            vec![Ok(Event::Init), Ok(Event::InitApply(good("a"))), hiccup(), Ok(Event::Init), Ok(Event::InitDone)];
         assert_eq!(told(again).await, (vec!["reset  / ".to_owned()], true));
 
         // As kube's streaming list would have it: an error in the middle, and then "done".
@@ -295,7 +297,8 @@ mod tests {
 
         let garbage = serde_json::from_str::<()>("{").unwrap_err();
         let mut events = start();
-        events.extend([Err(watcher::Error::WatchFailed(kube::Error::SerdeError(garbage))), Ok(Event::Apply(good("a")))]);
+        events
+            .extend([Err(watcher::Error::WatchFailed(kube::Error::SerdeError(garbage))), Ok(Event::Apply(good("a")))]);
         assert_eq!(told(events).await.0, ["reset  / "], "what follows a lost event is not the truth");
     }
 
@@ -312,7 +315,10 @@ mod tests {
         ];
         let (log, ready) = told(events.into_iter().map(Ok).collect()).await;
         assert!(ready);
-        assert_eq!((log[0].as_str(), log[2].as_str(), log[3].as_str()), ("reset a / x", "apply b", "delete malformed y"));
+        assert_eq!(
+            (log[0].as_str(), log[2].as_str(), log[3].as_str()),
+            ("reset a / x", "apply b", "delete malformed y")
+        );
         assert!(log[1].starts_with("malformed y: ") && log[1].contains("none"), "{}", log[1]);
     }
 }

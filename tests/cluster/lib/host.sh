@@ -56,7 +56,7 @@ start_service() {
 	local host=$1 name=$2
 	! lives "$host" "$name.supervisor" || return 0
 	on "$host" setsid --fork "$cluster_sources/lib/supervise.sh" \
-		"$state/$host" "$name" "$state/logs/$host-$name.log" </dev/null
+		"$state/$host" "$name" </dev/null >>"$state/logs/$host-$name.log" 2>&1
 	wait_for 5 "$name on $host to start" lives "$host" "$name"
 }
 

@@ -1,0 +1,116 @@
+//! Brings the kernel from what is committed to what is desired.
+
+use super::Shared;
+use super::check::find_refused;
+use super::data_path;
+use super::metrics::Metrics;
+use super::remotes::Remotes;
+use super::report::Reporter;
+use super::state::{Desired, HeldBack, Revision};
+use crate::nft::exec::{self, NftError};
+use crate::nft::{full, plan};
+use crate::policy::NamespacedName;
+use crate::runtime::coalesce::Reason;
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Instant;
+
+/// The only one who commits.
+pub struct Enforcer {
+    state: Shared,
+    remotes: Remotes,
+    reporter: Reporter,
+    metrics: Metrics,
+    /// What the kernel holds; `None` if that is not known, as at the start and after any failure.
+    committed: Option<Desired>,
+    /// The revisions last known to be good, which outlive a failure.
+    good: BTreeMap<NamespacedName, Revision>,
+}
+
+impl Enforcer {
+    /// An enforcer that knows nothing of the kernel: its first commit replaces our table as a whole.
+    pub fn new(state: Shared, remotes: Remotes, reporter: Reporter, metrics: Metrics) -> Self {
+        Self { state, remotes, reporter, metrics, committed: None, good: BTreeMap::new() }
+    }
+
+    /// One round: from the state as it is now to a commit and a report of it.
+    pub async fn run(&mut self, reason: Reason) -> Result<(), NftError> {
+        if reason != Reason::Dirty {
+            self.committed = None;
+        }
+        let mut desired = self.state.lock().desired();
+        if !self.known(&desired.remotes) {
+            self.remotes.need(&desired.remotes).await;
+            desired = self.state.lock().desired();
+        }
+        let started = Instant::now();
+        let outcome = match self.commit(&desired).await {
+            // Only the kernel's own "no" is about what was asked; all else is about the moment.
+            Err(NftError::Refused(message)) if self.committed.is_none() => {
+                tracing::error!(%message, "the kernel refused the whole ruleset, looking for the group at fault");
+                self.hold_back(&desired).await;
+                desired = self.state.lock().desired();
+                self.commit(&desired).await
+            }
+            outcome => outcome,
+        };
+        self.metrics.committed(started.elapsed(), &outcome, desired.ruleset.guards.len());
+        if let Err(error) = outcome {
+            self.committed = None;
+            return Err(error);
+        }
+        self.remotes.keep_only(&desired.remotes);
+        let addresses = desired.ruleset.guards.keys().copied();
+        self.reporter.report(desired.report.clone(), data_path::problems(addresses));
+        self.good.clone_from(&desired.revisions);
+        self.committed = Some(desired);
+        Ok(())
+    }
+
+    fn known(&self, groups: &BTreeSet<NamespacedName>) -> bool {
+        let state = self.state.lock();
+        groups.iter().all(|group| state.remotes.knows(group))
+    }
+
+    async fn commit(&self, desired: &Desired) -> Result<(), NftError> {
+        let Some(committed) = &self.committed else {
+            return exec::commit(&full(&desired.ruleset)).await;
+        };
+        for script in plan(&committed.ruleset, &desired.ruleset).scripts() {
+            exec::commit(script).await?;
+        }
+        Ok(())
+    }
+
+    /// Finds the revisions that the kernel refuses, and keeps them out until they change.
+    async fn hold_back(&self, desired: &Desired) {
+        let wanted = &desired.revisions;
+        let refused = find_refused(&self.good, wanted, async |tried| {
+            let script = full(&self.desired_with(wanted, tried).ruleset);
+            exec::check(&script).await.err().map(|error| error.to_string())
+        })
+        .await;
+        for (name, held) in &refused {
+            tracing::error!(group = %name, message = %held.message, "the kernel refuses this group; its last good rules stay");
+        }
+        self.state.lock().held_back.extend(refused);
+    }
+
+    /// What would be desired if these were the revisions.
+    fn desired_with(
+        &self,
+        wanted: &BTreeMap<NamespacedName, Revision>,
+        tried: &BTreeMap<NamespacedName, Revision>,
+    ) -> Desired {
+        let others = wanted.iter().filter(|(name, revision)| tried.get(*name) != Some(revision));
+        let held = others.map(|(name, revision)| {
+            let refused = (revision.uid.clone(), revision.generation);
+            (name.clone(), HeldBack { refused, instead: tried.get(name).cloned(), message: String::new() })
+        });
+        let held = held.collect();
+        let mut state = self.state.lock();
+        let before = std::mem::replace(&mut state.held_back, held);
+        let desired = state.desired();
+        state.held_back = before;
+        desired
+    }
+}

@@ -1,0 +1,142 @@
+//! Writes the node's `NodeEnforcement`: the latest report, as soon as the last one is written.
+
+use super::state::Report;
+use crate::api::conditions::{self, DATA_PATH_READY, Verdict};
+use crate::api::{NodeEnforcement, NodeEnforcementSpec, NodeEnforcementStatus};
+use crate::runtime::Shutdown;
+use crate::runtime::backoff::{Backoff, jitter};
+use jiff::Timestamp;
+use k8s_openapi::api::core::v1::Node;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
+use kube::api::PostParams;
+use kube::{Api, Client, Resource};
+use std::time::Duration;
+use tokio::sync::watch;
+
+/// The API server may be away for long; the report is then the latest one.
+const RETRY: Backoff = Backoff { min: Duration::from_millis(100), max: Duration::from_secs(15) };
+
+/// Takes reports; a task writes them.
+pub struct Reporter {
+    latest: watch::Sender<Option<(Report, Vec<String>)>>,
+}
+
+impl Reporter {
+    /// Starts the task.
+    pub fn start(client: Client, node: &Node, shutdown: Shutdown) -> std::io::Result<Self> {
+        let boot_id = std::fs::read_to_string("/proc/sys/kernel/random/boot_id")?.trim().to_owned();
+        let (latest, reports) = watch::channel(None);
+        let writer = Writer {
+            api: Api::all(client),
+            node: node.metadata.name.clone().unwrap_or_default(),
+            owner: node.owner_ref(&()),
+            boot_id,
+            object: None,
+        };
+        tokio::spawn(async move {
+            tokio::select! {
+                () = writer.run(reports) => {}
+                () = shutdown.signalled() => {}
+            }
+        });
+        Ok(Self { latest })
+    }
+
+    /// What is in the kernel now, and what is wrong with the node's data path.
+    pub fn report(&self, report: Report, problems: Vec<String>) {
+        self.latest.send_replace(Some((report, problems)));
+    }
+}
+
+struct Writer {
+    api: Api<NodeEnforcement>,
+    node: String,
+    /// With the node goes its report.
+    owner: Option<OwnerReference>,
+    boot_id: String,
+    /// The object as last read or written. Nobody else writes it.
+    object: Option<NodeEnforcement>,
+}
+
+impl Writer {
+    async fn run(mut self, mut reports: watch::Receiver<Option<(Report, Vec<String>)>>) {
+        let mut failures = 0;
+        while reports.changed().await.is_ok() {
+            loop {
+                let Some((report, problems)) = reports.borrow_and_update().clone() else { break };
+                match self.write(report, problems).await {
+                    Ok(()) => {
+                        failures = 0;
+                        break;
+                    }
+                    Err(error) => {
+                        // Whatever is there now, read it anew.
+                        self.object = None;
+                        failures += 1;
+                        tracing::warn!(%error, failures, "cannot write this node's report, will retry");
+                        tokio::time::sleep(RETRY.delay(failures, jitter())).await;
+                    }
+                }
+            }
+        }
+    }
+
+    async fn write(&mut self, report: Report, problems: Vec<String>) -> kube::Result<()> {
+        let mut object = match self.object.take() {
+            Some(object) => object,
+            None => self.find_or_create().await?,
+        };
+        let before = object.status.take().unwrap_or_default();
+        let status = status(before.clone(), report, problems, &self.boot_id, Timestamp::now());
+        let unchanged = status == before;
+        object.status = Some(status);
+        if !unchanged {
+            object = self.api.replace_status(&self.node, &PostParams::default(), &object).await?;
+        }
+        self.object = Some(object);
+        Ok(())
+    }
+
+    async fn find_or_create(&self) -> kube::Result<NodeEnforcement> {
+        if let Some(object) = self.api.get_opt(&self.node).await? {
+            return Ok(object);
+        }
+        let mut object = NodeEnforcement::new(&self.node, NodeEnforcementSpec {});
+        object.metadata.owner_references = self.owner.clone().map(|owner| vec![owner]);
+        self.api.create(&PostParams::default(), &object).await
+    }
+}
+
+/// The status that says so; times move only with what they are of.
+fn status(
+    before: NodeEnforcementStatus,
+    report: Report,
+    problems: Vec<String>,
+    boot_id: &str,
+    now: Timestamp,
+) -> NodeEnforcementStatus {
+    let Report { interfaces, groups, remotes, bindings, failures } = report;
+    let count = |n: usize| i64::try_from(n).unwrap_or(i64::MAX);
+    let mut conditions = before.conditions;
+    let verdict = if problems.is_empty() {
+        Verdict {
+            type_: DATA_PATH_READY,
+            status: true,
+            reason: "Passes",
+            message: "nothing is known to bypass the rules".into(),
+        }
+    } else {
+        Verdict { type_: DATA_PATH_READY, status: false, reason: "Bypassed", message: problems.join("; ") }
+    };
+    conditions::set(&mut conditions, verdict, None, now);
+    NodeEnforcementStatus {
+        boot_id: Some(boot_id.to_owned()),
+        group_count: count(groups.len()),
+        interfaces: count(interfaces),
+        groups,
+        remotes,
+        bindings,
+        failures,
+        conditions,
+    }
+}

@@ -1,0 +1,235 @@
+//! What the node should enforce, computed from what its watches have seen.
+//!
+//! PURE: the same news in any order leads to the same ruleset.
+
+use crate::api::{EnforcedBinding, EnforcedGroup, EnforcedRemote, EnforcementFailure};
+use crate::index::{AddressDigest, Index, Pod, RemoteMembers};
+use crate::nft::{Profile, Ruleset, compile};
+use crate::policy::{self, Interface, NamespacedName};
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+use std::sync::Arc;
+
+/// The rules of a group at one generation.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Revision {
+    /// The group's uid.
+    pub uid: String,
+    /// The generation of the rules.
+    pub generation: i64,
+    /// The rules.
+    pub rules: Arc<policy::Group>,
+}
+
+/// A revision that the kernel refused, and what is enforced in its stead.
+#[derive(Clone, Debug)]
+pub struct HeldBack {
+    /// The uid and generation that were refused: any other is tried again.
+    pub refused: (String, i64),
+    /// The last good revision; `None`: there is none, so the group allows nothing.
+    pub instead: Option<Revision>,
+    /// What the kernel said.
+    pub message: String,
+}
+
+/// What combination of revisions a profile was compiled from.
+type ProfileKey = Vec<(NamespacedName, String, i64)>;
+
+/// See the module.
+pub struct State {
+    /// The node's pods, and all groups and bindings.
+    pub index: Index,
+    /// The addresses of remote groups.
+    pub remotes: RemoteMembers,
+    /// Revisions that the kernel refused.
+    pub held_back: BTreeMap<NamespacedName, HeldBack>,
+    node_addresses: BTreeSet<IpAddr>,
+    profiles: BTreeMap<ProfileKey, Arc<Profile>>,
+}
+
+/// A ruleset, and what may be said of it once it is in the kernel.
+#[derive(Clone, Debug, Default)]
+pub struct Desired {
+    /// For the kernel.
+    pub ruleset: Ruleset,
+    /// The revisions it is made of.
+    pub revisions: BTreeMap<NamespacedName, Revision>,
+    /// The groups that its rules name and that exist: their slices are needed.
+    pub remotes: BTreeSet<NamespacedName>,
+    /// For the report.
+    pub report: Report,
+}
+
+/// The part of a node's report that a commit makes true.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Report {
+    /// Guarded pods.
+    pub interfaces: usize,
+    /// See [`crate::api::NodeEnforcementStatus`].
+    pub groups: Vec<EnforcedGroup>,
+    /// Likewise.
+    pub remotes: Vec<EnforcedRemote>,
+    /// Likewise.
+    pub bindings: Vec<EnforcedBinding>,
+    /// Likewise.
+    pub failures: Vec<EnforcementFailure>,
+}
+
+impl State {
+    /// A state that knows nothing but the addresses of its node.
+    pub fn new(node_addresses: BTreeSet<IpAddr>) -> Self {
+        Self {
+            index: Index::default(),
+            remotes: RemoteMembers::default(),
+            held_back: BTreeMap::new(),
+            node_addresses,
+            profiles: BTreeMap::new(),
+        }
+    }
+
+    /// What the node should enforce now.
+    pub fn desired(&mut self) -> Desired {
+        let mut desired = Desired::default();
+        let mut profiles = BTreeMap::new();
+        // Who guards an address; `None` when more than one pod claims it.
+        let mut guarded: BTreeMap<IpAddr, Option<Arc<Profile>>> = BTreeMap::new();
+        let mut groups: BTreeMap<NamespacedName, AddressDigest> = BTreeMap::new();
+        let mut bindings: BTreeMap<NamespacedName, AddressDigest> = BTreeMap::new();
+        let mut pods: Vec<&Pod> = self.index.pods().filter(|pod| !pod.host_network).collect();
+        pods.sort_by(|a, b| a.name.cmp(&b.name));
+        for pod in pods {
+            let mut attached = BTreeSet::new();
+            for binding in self.index.bindings_of(&pod.name) {
+                attached.extend(&binding.groups);
+                add_all(bindings.entry(binding.name.clone()).or_default(), pod);
+            }
+            if self.index.bindings_of(&pod.name).next().is_none() {
+                continue;
+            }
+            desired.report.interfaces += 1;
+            for group in &attached {
+                add_all(groups.entry((*group).clone()).or_default(), pod);
+                if let Some(revision) = self.revision(group) {
+                    desired.revisions.insert((*group).clone(), revision);
+                }
+            }
+            let profile = self.profile(&attached, &desired.revisions, &mut profiles);
+            for address in pod.claimed() {
+                // A pod that claims the node's address must not close the node.
+                if !self.node_addresses.contains(address) {
+                    let contested = self.index.is_contested(*address);
+                    guarded.insert(*address, (!contested).then(|| profile.clone()));
+                }
+            }
+        }
+        self.profiles = profiles;
+
+        let closed = compile(&Interface::new());
+        let index = &self.index;
+        let named: BTreeSet<NamespacedName> =
+            guarded.values().flatten().flat_map(|profile| profile.remotes.iter().cloned()).collect();
+        let addresses: BTreeMap<NamespacedName, Arc<BTreeSet<IpAddr>>> = named
+            .into_iter()
+            .map(|group| {
+                let uid = index.group(&group).map(|g| g.uid.as_str());
+                let addresses = self.remotes.addresses(&group, uid);
+                (group, addresses)
+            })
+            .collect();
+        let guarded = guarded.iter().map(|(address, profile)| (*address, profile.as_deref().unwrap_or(&closed)));
+        // Every remote of every profile is in the map: it was made of them.
+        desired.ruleset = Ruleset::new(guarded, |group| addresses.get(group).cloned().unwrap_or_default());
+        desired.remotes = addresses.keys().filter(|group| index.group(group).is_some()).cloned().collect();
+        desired.report.groups =
+            groups.into_iter().map(|(group, digest)| desired.enforced_group(group, digest)).collect();
+        desired.report.remotes =
+            addresses.into_iter().map(|(group, addresses)| enforced_remote(group, &addresses)).collect();
+        desired.report.bindings = bindings
+            .into_iter()
+            .filter_map(|(name, digest)| {
+                let binding = index.binding(&name)?;
+                Some(EnforcedBinding {
+                    namespace: name.namespace,
+                    name: name.name,
+                    uid: binding.uid.clone(),
+                    generation: binding.generation,
+                    digest: digest.to_string(),
+                })
+            })
+            .collect();
+        desired.report.failures = self.failures(&desired.revisions);
+        desired
+    }
+
+    /// The rules to enforce for a group; `None` if it is missing, or never had good ones.
+    fn revision(&self, name: &NamespacedName) -> Option<Revision> {
+        let group = self.index.group(name)?;
+        let latest =
+            Revision { uid: group.uid.clone(), generation: group.rules_generation, rules: group.rules.clone()? };
+        match self.held_back.get(name) {
+            Some(held) if held.refused == (latest.uid.clone(), latest.generation) => held.instead.clone(),
+            _ => Some(latest),
+        }
+    }
+
+    /// The profile for these groups: this round's, the last round's, or a new one.
+    fn profile(
+        &self,
+        attached: &BTreeSet<&NamespacedName>,
+        revisions: &BTreeMap<NamespacedName, Revision>,
+        round: &mut BTreeMap<ProfileKey, Arc<Profile>>,
+    ) -> Arc<Profile> {
+        let present: Vec<(&NamespacedName, &Revision)> =
+            attached.iter().filter_map(|name| Some((*name, revisions.get(*name)?))).collect();
+        let key: ProfileKey = present.iter().map(|(n, r)| ((*n).clone(), r.uid.clone(), r.generation)).collect();
+        if let Some(profile) = round.get(&key).or_else(|| self.profiles.get(&key)).cloned() {
+            round.insert(key, profile.clone());
+            return profile;
+        }
+        let interface: Interface = present.iter().map(|(n, r)| ((*n).clone(), r.rules.clone())).collect();
+        let profile = Arc::new(compile(&interface));
+        round.insert(key, profile.clone());
+        profile
+    }
+
+    fn failures(&self, revisions: &BTreeMap<NamespacedName, Revision>) -> Vec<EnforcementFailure> {
+        let current = self.held_back.iter().filter(|(name, held)| {
+            let group = self.index.group(name);
+            group.is_some_and(|g| held.refused == (g.uid.clone(), g.rules_generation))
+                && (held.instead.is_none() || revisions.contains_key(*name))
+        });
+        current
+            .map(|(name, held)| EnforcementFailure {
+                namespace: name.namespace.clone(),
+                name: name.name.clone(),
+                message: held.message.chars().take(1000).collect(),
+            })
+            .collect()
+    }
+}
+
+impl Desired {
+    fn enforced_group(&self, name: NamespacedName, digest: AddressDigest) -> EnforcedGroup {
+        let revision = self.revisions.get(&name);
+        EnforcedGroup {
+            uid: revision.map(|r| r.uid.clone()),
+            generation: revision.map_or(0, |r| r.generation),
+            namespace: name.namespace,
+            name: name.name,
+            digest: digest.to_string(),
+        }
+    }
+}
+
+fn enforced_remote(group: NamespacedName, addresses: &BTreeSet<IpAddr>) -> EnforcedRemote {
+    EnforcedRemote {
+        namespace: group.namespace,
+        name: group.name,
+        addresses: i64::try_from(addresses.len()).unwrap_or(i64::MAX),
+        digest: AddressDigest::from(addresses).to_string(),
+    }
+}
+
+fn add_all(digest: &mut AddressDigest, pod: &Pod) {
+    pod.claimed().iter().for_each(|address| digest.add(*address));
+}
