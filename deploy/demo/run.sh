@@ -92,8 +92,8 @@ expect allowed
 
 step "Remove one rule: MySQL from app-tier. A connection that is open stays open in app, and is judged again on every packet"
 locate
-"$cluster/pod" "shop/${pod_of[app]}" "$cluster/probe" stream tcp "${addresses_of[db]%% *}" 3306 \
-	--interval 10ms --duration 4s >"$cluster/demo-stream" &
+timeout 10 "$cluster/pod" "shop/${pod_of[app]}" "$cluster/probe" stream tcp "${addresses_of[db]%% *}" 3306 \
+	--interval 50ms --duration 4s >"$cluster/demo-stream" &
 stream=$!
 sleep 1
 kubectl --namespace shop patch securitygroup db-private --type json \
@@ -104,7 +104,7 @@ measure
 show
 expect allowed
 wait "$stream" || true
-echo "  the open connection app -> db:3306, one message every 10 ms: $(cat "$cluster/demo-stream")"
+echo "  the open connection app -> db:3306, one message every 50 ms: $(cat "$cluster/demo-stream")"
 
 step "Add it back: kubectl apply -f deploy/examples/internal-database.yaml"
 kubectl apply --filename deploy/examples/internal-database.yaml

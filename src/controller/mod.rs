@@ -1,2 +1,157 @@
-//! x
-pub mod lease;
+//! The controller: watches -> index -> slices, status, finalizers.
+//!
+//! Two replicas watch, the leader writes. It decides nothing about packets: agents enforce without it, and go on without it
+//! (S8); what they take from it is who the members of remote groups are.
+
+mod cluster;
+mod feeds;
+mod lease;
+mod membership;
+mod release;
+mod reports;
+mod shards;
+mod status;
+mod truth;
+mod writers;
+
+#[cfg(test)]
+mod tests;
+
+use crate::api::{NodeEnforcement, SecurityGroup, SecurityGroupBinding, SecurityGroupSlice};
+use crate::runtime::admin::{Admin, Readiness};
+use crate::runtime::watch::{Sink, feed};
+use crate::runtime::{Backoff, KeyedQueue, Shutdown};
+use cluster::{Cluster, Work};
+use feeds::{Objects, Reported, Serving, Slices, Standing};
+use k8s_openapi::api::core::v1::{Node, Pod};
+use k8s_openapi::api::networking::v1::ServiceCIDR;
+use kube::core::DeserializeGuard;
+use kube::runtime::watcher;
+use kube::{Api, Client, Resource};
+use lease::{LeaderElection, Leadership};
+use prometheus_client::metrics::gauge::Gauge;
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+use writers::Writers;
+
+/// Of one object, no two writes closer than this: a rollout changes a group's members many times a second.
+const MIN_INTERVAL: Duration = Duration::from_millis(50);
+const RETRY: Backoff = Backoff { min: Duration::from_millis(100), max: Duration::from_secs(30) };
+/// Writes under way at once. The API server's fairness limits us long before that hurts it.
+const CONCURRENCY: usize = 16;
+
+/// How the controller is run.
+#[derive(Clone, Debug, clap::Args)]
+pub struct Args {
+    /// Namespace of the lease by which replicas elect their leader.
+    #[arg(long, env = "POD_NAMESPACE")]
+    pub namespace: String,
+    /// Name of this replica, unlike every other's.
+    #[arg(long, env = "POD_NAME")]
+    pub identity: String,
+    /// Where to serve /livez, /readyz and /metrics.
+    #[arg(long, default_value = "0.0.0.0:9180")]
+    pub listen: SocketAddr,
+}
+
+/// The cluster, as watches write it and writers read it. Never held across an await.
+#[derive(Clone)]
+struct Shared {
+    cluster: Arc<Mutex<Cluster>>,
+    queue: Arc<KeyedQueue<Work>>,
+    leadership: Leadership,
+}
+
+impl Shared {
+    fn lock(&self) -> MutexGuard<'_, Cluster> {
+        // A panic elsewhere left the cluster as it was before or after some update; the next relist mends the difference.
+        self.cluster.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Changes the cluster, and queues what that leaves to be done. Who does not lead only keeps its view up to date.
+    fn change(&self, change: impl FnOnce(&mut Cluster)) {
+        let mut cluster = self.lock();
+        change(&mut cluster);
+        let work = cluster.take_work();
+        drop(cluster);
+        if self.leadership.is_leader() {
+            self.queue.extend(work);
+        }
+    }
+}
+
+/// Runs until shutdown.
+pub async fn run(args: Args, client: Client, shutdown: Shutdown) -> anyhow::Result<()> {
+    let Args { namespace, identity, listen } = args;
+    let readiness = Readiness::default();
+    let mut registry = prometheus_client::registry::Registry::with_prefix("ringfence_controller");
+    let leader = Gauge::<i64>::default();
+    registry.register("leader", "1 on the replica that writes", leader.clone());
+    let metrics = writers::Metrics::register(&mut registry);
+    let admin = Admin::bind(listen, readiness.clone(), registry).await?;
+    tokio::spawn(admin.serve({
+        let shutdown = shutdown.clone();
+        async move { shutdown.signalled().await }
+    }));
+
+    let election = LeaderElection::new(client.clone(), &namespace, "ringfence-controller", &identity);
+    let shared = Shared {
+        cluster: Arc::default(),
+        queue: Arc::new(KeyedQueue::new(MIN_INTERVAL, RETRY)),
+        leadership: election.leadership(),
+    };
+    watch::<Node>(&client, Standing(shared.clone()), &readiness, "nodes");
+    watch::<ServiceCIDR>(&client, Serving::new(shared.clone()), &readiness, "servicecidrs");
+    watch::<SecurityGroupSlice>(&client, Slices(shared.clone()), &readiness, "securitygroupslices");
+    watch::<NodeEnforcement>(&client, Reported(shared.clone()), &readiness, "nodeenforcements");
+    watch::<Pod>(&client, Objects(shared.clone()), &readiness, "pods");
+    watch::<SecurityGroup>(&client, Objects(shared.clone()), &readiness, "securitygroups");
+    watch::<SecurityGroupBinding>(&client, Objects(shared.clone()), &readiness, "securitygroupbindings");
+    // Who does not know the whole must not lead: what it has not seen yet would look deleted.
+    tokio::select! {
+        () = readiness.ready() => {}
+        () = shutdown.signalled() => return Ok(()),
+    }
+    tracing::info!(%identity, "watches are complete");
+
+    tokio::spawn(follow_leadership(shared.clone(), leader));
+    let writers = Writers::new(client, shared.clone(), metrics);
+    let (finished, writers_finished) = tokio::sync::oneshot::channel::<()>();
+    let writing = async {
+        shared.queue.clone().run(CONCURRENCY, shutdown, |work| writers.run(work)).await;
+        // The election may already be over; there is nobody to tell then.
+        let _ = finished.send(());
+    };
+    tokio::join!(
+        writing,
+        election.run(async {
+            let _ = writers_finished.await;
+        })
+    );
+    Ok(())
+}
+
+/// A new leader looks at everything once; after that it follows changes.
+async fn follow_leadership(shared: Shared, gauge: Gauge<i64>) {
+    let mut leadership = shared.leadership.clone();
+    loop {
+        let leads = leadership.changed().await;
+        tracing::info!(leads, "leadership changed");
+        gauge.set(leads.into());
+        if leads {
+            let work = shared.lock().all_work();
+            shared.queue.extend(work);
+        } else {
+            shared.queue.clear();
+        }
+    }
+}
+
+fn watch<K>(client: &Client, sink: impl Sink<K> + Send + 'static, readiness: &Readiness, name: &str)
+where
+    K: Resource<DynamicType = ()> + Clone + std::fmt::Debug + serde::de::DeserializeOwned + Send + 'static,
+{
+    let api: Api<DeserializeGuard<K>> = Api::all(client.clone());
+    tokio::spawn(feed(api, watcher::Config::default(), sink, readiness.register(name)));
+}

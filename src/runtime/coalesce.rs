@@ -214,22 +214,18 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn can_be_spawned_with_a_worker_that_borrows_its_state() {
+    async fn can_be_spawned_with_a_worker_that_has_state() {
         let coalescer = Arc::new(Coalescer::new(RETRY, None));
         coalescer.notify();
         let (trigger, shutdown) = Shutdown::manual();
-        let task = tokio::spawn(async move {
-            let mut runs = 0;
-            let worker = async move |_| {
-                sleep(Duration::from_secs(1)).await;
-                runs += 1;
-                trigger.shut_down();
-                Ok::<_, &str>(())
-            };
-            coalescer.run(shutdown, worker).await;
-            runs
-        });
-        assert_eq!(task.await.unwrap(), 1);
+        let mut state = vec![Reason::Dirty];
+        let worker = async move |reason| {
+            sleep(Duration::from_secs(1)).await;
+            state.push(reason);
+            trigger.shut_down();
+            Ok::<_, &str>(())
+        };
+        tokio::spawn(coalescer.run(shutdown, worker)).await.unwrap();
     }
 
     #[tokio::test(start_paused = true)]

@@ -24,7 +24,7 @@ pub fn ready() -> bool {
             true
         }
         Some(what) => {
-            assert!(std::env::var("CI").is_err_and(|_| true), "kernel tests need {what}");
+            assert!(std::env::var("CI").as_deref() != Ok("true"), "kernel tests need {what}");
             eprintln!("\n*** SKIPPED: kernel tests need {what}; NOTHING was tested ***\n");
             false
         }
@@ -141,8 +141,7 @@ impl Drop for Netns {
 
 fn run(command: &mut Command, input: &str) -> Output {
     use std::io::Write;
-    let mut child =
-        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
     child.stdin.take().unwrap().write_all(input.as_bytes()).unwrap();
     child.wait_with_output().unwrap()
 }

@@ -153,10 +153,8 @@ fn with_checksum(ends: Ends, protocol: u8, mut l4: Vec<u8>, at: usize) -> Vec<u8
         summed.extend([0, 0, 0, protocol]);
     }
     summed.extend(&l4);
-    let mut sum: u32 = summed
-        .chunks(2)
-        .map(|pair| u32::from(u16::from_be_bytes([pair[0], pair.get(1).copied().unwrap_or(0)])))
-        .sum();
+    let mut sum: u32 =
+        summed.chunks(2).map(|pair| u32::from(u16::from_be_bytes([pair[0], pair.get(1).copied().unwrap_or(0)]))).sum();
     while sum > 0xffff {
         sum = (sum & 0xffff) + (sum >> 16);
     }

@@ -58,7 +58,11 @@ pub fn assert_same(actual: &Table, expected: &Table, context: &str) {
     let headers: BTreeSet<_> = actual.keys().chain(expected.keys()).collect();
     let mut differences = String::new();
     for header in headers.into_iter().filter(|h| actual.get(*h) != expected.get(*h)) {
-        differences.push_str(&format!("{header}\n  is:        {:?}\n  should be: {:?}\n", actual.get(header), expected.get(header)));
+        differences.push_str(&format!(
+            "{header}\n  is:        {:?}\n  should be: {:?}\n",
+            actual.get(header),
+            expected.get(header)
+        ));
     }
     panic!("{context}: the table differs from one built from nothing\n{differences}");
 }

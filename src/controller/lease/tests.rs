@@ -116,7 +116,9 @@ impl Server {
 }
 
 fn refuse(code: u16) -> Response {
-    let status = json!({"kind": "Status", "apiVersion": "v1", "status": "Failure", "message": "no", "code": code});
+    // kube goes by the reason.
+    let reason = if code == 404 { "NotFound" } else { "Other" };
+    let status = json!({"kind": "Status", "status": "Failure", "message": "no", "reason": reason, "code": code});
     (StatusCode::from_u16(code).unwrap(), status.to_string()).into_response()
 }
 

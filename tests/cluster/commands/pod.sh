@@ -15,7 +15,7 @@ sandbox=$(grep -ls "\"io.kubernetes.cri.sandbox-name\":\"$name\"" \
 	"$state"/n?/run/containerd/io.containerd.runtime.v2.task/k8s.io/*/config.json |
 	xargs -r grep -l "\"io.kubernetes.cri.sandbox-namespace\":\"$namespace\"" |
 	xargs -r grep -l '"io.kubernetes.cri.container-type":"sandbox"' |
-	xargs -r ls -t | head -1)
+	xargs -r ls -t | head -1) || true
 [[ -n $sandbox ]] || fail "no pod $namespace/$name is running"
 node=${sandbox#"$state"/}
 node=${node%%/*}

@@ -7,9 +7,9 @@ create_credentials() {
 	: >"$state/pki/tokens.csv"
 	openssl req -x509 -days 3650 -subj /CN=cluster-ca "${ec_key[@]}" \
 		-keyout "$state/pki/ca.key" -out "$state/pki/ca.crt" 2>/dev/null
-	issue apiserver /CN=kube-apiserver serverAuth \
+	certify apiserver /CN=kube-apiserver serverAuth \
 		"DNS:kubernetes.default.svc,DNS:kubernetes.default,DNS:kubernetes,IP:$control_v4,IP:$control_v6,IP:$kubernetes_v4,IP:127.0.0.1"
-	issue kubelet-client /O=system:masters/CN=kube-apiserver-kubelet-client clientAuth DNS:kube-apiserver
+	certify kubelet-client /O=system:masters/CN=kube-apiserver-kubelet-client clientAuth DNS:kube-apiserver
 	openssl genpkey -algorithm EC -pkeyopt ec_paramgen_curve:P-256 -out "$state/pki/service-accounts.key" 2>/dev/null
 	openssl pkey -in "$state/pki/service-accounts.key" -pubout -out "$state/pki/service-accounts.pub"
 
@@ -25,8 +25,8 @@ create_credentials() {
 
 ec_key=(-newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes)
 
-# issue NAME SUBJECT USAGE ALTERNATIVE_NAMES
-issue() {
+# certify NAME SUBJECT USAGE ALTERNATIVE_NAMES
+certify() {
 	openssl req -x509 -days 3650 -CA "$state/pki/ca.crt" -CAkey "$state/pki/ca.key" \
 		-subj "$2" -addext "extendedKeyUsage=$3" -addext "subjectAltName=$4" "${ec_key[@]}" \
 		-keyout "$state/pki/$1.key" -out "$state/pki/$1.crt" 2>/dev/null

@@ -1,0 +1,352 @@
+//! The controller's view of the whole cluster: what it has seen, and what that leaves to be done.
+//!
+//! PURE: updates in, keys of work out. Writers look up what to write when they get to it, so work is never out of date.
+
+use super::membership::Membership;
+use super::reports::{Differences, Reports};
+use super::shards::Shards;
+use crate::api::{
+    NodeEnforcement, SecurityGroup, SecurityGroupBinding, SecurityGroupBindingStatus, SecurityGroupSlice,
+    SecurityGroupSliceSpec, SecurityGroupStatus, SliceMember,
+};
+use crate::index::{Changes, Index, Update, name_of};
+use crate::policy::NamespacedName;
+use k8s_openapi::api::core::v1::Node;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+
+/// Something to be brought in line.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Work {
+    /// The finalizer and the status of a group.
+    Group(NamespacedName),
+    /// The status of a binding.
+    Binding(NamespacedName),
+    /// One slice, by its group and its own name.
+    Slice(NamespacedName, String),
+}
+
+/// An object as the API server last showed it, as far as it is ours to write.
+#[derive(Clone, Debug)]
+pub struct Seen<S> {
+    /// Its metadata.
+    pub metadata: ObjectMeta,
+    /// What of it is ours.
+    pub ours: S,
+}
+
+/// See the module.
+#[derive(Default)]
+pub struct Cluster {
+    /// Pods, groups and bindings.
+    pub index: Index,
+    /// What nodes report.
+    pub reports: Reports,
+    groups: HashMap<NamespacedName, Seen<SecurityGroupStatus>>,
+    bindings: HashMap<NamespacedName, Seen<SecurityGroupBindingStatus>>,
+    slices: HashMap<NamespacedName, BTreeMap<String, Seen<SecurityGroupSliceSpec>>>,
+    members: HashMap<NamespacedName, Membership>,
+    targets: HashMap<NamespacedName, Membership>,
+    /// The boot of each node that there is.
+    nodes: HashMap<String, Option<String>>,
+    /// The remotes of each group, as of the last look: when they change, the old ones are concerned too.
+    remotes: HashMap<NamespacedName, BTreeSet<NamespacedName>>,
+    deleting: BTreeSet<NamespacedName>,
+    shards: HashMap<NamespacedName, Shards>,
+    work: BTreeSet<Work>,
+}
+
+impl Cluster {
+    /// What is left to be done since the last call.
+    pub fn take_work(&mut self) -> BTreeSet<Work> {
+        std::mem::take(&mut self.work)
+    }
+
+    /// Everything there is to look at, for a new leader.
+    pub fn all_work(&self) -> BTreeSet<Work> {
+        let groups = self.index.groups().map(|g| Work::Group(g.name.clone()));
+        let bindings = self.index.bindings().map(|b| Work::Binding(b.name.clone()));
+        let wanted = self.shards.iter().flat_map(|(g, s)| s.names().map(|n| Work::Slice(g.clone(), n.clone())));
+        let present = self.slices.iter().flat_map(|(g, s)| s.keys().map(|n| Work::Slice(g.clone(), n.clone())));
+        groups.chain(bindings).chain(wanted).chain(present).collect()
+    }
+
+    /// Takes in news of pods, groups or bindings.
+    pub fn update(&mut self, update: Update) {
+        let changes = self.index.update(update);
+        self.changed(changes);
+    }
+
+    /// Remembers what the API server shows of a group, `None` if it is gone.
+    pub fn see_group(&mut self, name: NamespacedName, seen: Option<Seen<SecurityGroupStatus>>) {
+        let work = Work::Group(name.clone());
+        if see(&mut self.groups, name, seen) {
+            self.work.insert(work);
+        }
+    }
+
+    /// Remembers what the API server shows of a binding, `None` if it is gone.
+    pub fn see_binding(&mut self, name: NamespacedName, seen: Option<Seen<SecurityGroupBindingStatus>>) {
+        let work = Work::Binding(name.clone());
+        if see(&mut self.bindings, name, seen) {
+            self.work.insert(work);
+        }
+    }
+
+    /// Remembers what the API server shows of a slice.
+    pub fn see_slice(&mut self, slice: SecurityGroupSlice) {
+        let name = name_of(&slice.metadata);
+        let group = NamespacedName::new(name.namespace, &slice.spec.group);
+        self.work.insert(Work::Slice(group.clone(), name.name.clone()));
+        let seen = Seen { metadata: slice.metadata, ours: slice.spec };
+        let slices = self.slices.entry(group).or_default();
+        if slices.get(&name.name).is_none_or(|old| is_newer(&old.metadata, &seen.metadata)) {
+            slices.insert(name.name, seen);
+        }
+    }
+
+    /// Forgets a slice.
+    pub fn forget_slice(&mut self, group: &NamespacedName, name: &str) {
+        if let Some(slices) = self.slices.get_mut(group) {
+            slices.remove(name);
+            if slices.is_empty() {
+                self.slices.remove(group);
+            }
+        }
+        self.work.insert(Work::Slice(group.clone(), name.to_owned()));
+    }
+
+    /// Every slice there is, by group and name.
+    pub fn slice_names(&self) -> Vec<(NamespacedName, String)> {
+        self.slices.iter().flat_map(|(g, s)| s.keys().map(|n| (g.clone(), n.clone()))).collect()
+    }
+
+    /// Takes in a node, `None` if it is gone.
+    pub fn set_node(&mut self, name: &str, node: Option<&Node>) {
+        let status = node.and_then(|n| n.status.as_ref());
+        let addresses = status.iter().flat_map(|s| s.addresses.iter().flatten());
+        let addresses = addresses.filter_map(|a| a.address.parse().ok()).collect();
+        let boot = status.and_then(|s| s.node_info.as_ref()).map(|i| i.boot_id.clone());
+        let known = match node {
+            Some(_) => self.nodes.insert(name.to_owned(), boot.clone()),
+            None => self.nodes.remove(name),
+        };
+        if known != node.map(|_| boot) {
+            self.report_matters(name);
+        }
+        let changes = self.index.set_node_addresses(name, addresses);
+        self.changed(changes);
+    }
+
+    /// The names of the nodes there are.
+    pub fn node_names(&self) -> Vec<String> {
+        self.nodes.keys().cloned().collect()
+    }
+
+    /// The boot of a node; `None`: there is no such node.
+    pub fn boot_of(&self, node: &str) -> Option<Option<&str>> {
+        self.nodes.get(node).map(Option::as_deref)
+    }
+
+    /// Takes in the report of a node, `None` if there is none any more.
+    pub fn set_report(&mut self, node: &str, report: Option<NodeEnforcement>) {
+        let Differences { groups, remotes, bindings } = self.reports.set(node, report);
+        for remote in remotes {
+            self.work.extend(self.index.named_by(&remote).cloned().map(Work::Group));
+        }
+        self.work.extend(groups.into_iter().map(Work::Group));
+        self.work.extend(bindings.into_iter().map(Work::Binding));
+    }
+
+    /// Takes in the ranges of Service addresses.
+    pub fn set_service_networks(&mut self, networks: Vec<ipnet::IpNet>) {
+        let changes = self.index.set_service_networks(networks);
+        self.changed(changes);
+    }
+
+    /// What the API server last showed of a group.
+    pub fn seen_group(&self, name: &NamespacedName) -> Option<&Seen<SecurityGroupStatus>> {
+        self.groups.get(name)
+    }
+
+    /// What the API server last showed of a binding.
+    pub fn seen_binding(&self, name: &NamespacedName) -> Option<&Seen<SecurityGroupBindingStatus>> {
+        self.bindings.get(name)
+    }
+
+    /// What the API server last showed of a slice.
+    pub fn seen_slice(&self, group: &NamespacedName, name: &str) -> Option<&Seen<SecurityGroupSliceSpec>> {
+        self.slices.get(group)?.get(name)
+    }
+
+    /// What a slice should say; `None`: it should not be.
+    pub fn wanted_slice(&self, group: &NamespacedName, name: &str) -> Option<SecurityGroupSliceSpec> {
+        let shards = self.shards.get(group)?;
+        let members = shards.slice(name)?.values().cloned().collect();
+        Some(SecurityGroupSliceSpec { group: group.name.clone(), group_uid: shards.uid().to_owned(), members })
+    }
+
+    /// The members of a group.
+    pub fn members(&self, group: &NamespacedName) -> Option<&Membership> {
+        self.members.get(group)
+    }
+
+    /// The targets of a binding.
+    pub fn targets(&self, binding: &NamespacedName) -> Option<&Membership> {
+        self.targets.get(binding)
+    }
+
+    fn changed(&mut self, changes: Changes) {
+        let Changes { members, targets, groups, bindings } = changes;
+        for group in &groups {
+            self.group_changed(group);
+        }
+        for (group, pod) in members {
+            self.member_changed(&group, &pod);
+        }
+        for (binding, pod) in targets {
+            let selected = self.index.is_target(&binding, &pod);
+            let membership = self.targets.entry(binding.clone()).or_default();
+            membership.update(&self.index, &pod, selected);
+            if membership.is_empty() {
+                self.targets.remove(&binding);
+            }
+            self.work.insert(Work::Binding(binding));
+        }
+        if !(groups.is_empty() && bindings.is_empty()) {
+            // What was in use may not be any more.
+            self.work.extend(self.deleting.iter().cloned().map(Work::Group));
+        }
+        self.work.extend(bindings.into_iter().map(Work::Binding));
+    }
+
+    fn group_changed(&mut self, name: &NamespacedName) {
+        let group = self.index.group(name);
+        let (uid, deleting) = (group.map(|g| g.uid.clone()), group.is_some_and(|g| g.deleting));
+        let now = group.map(|g| g.remotes()).unwrap_or_default();
+        if deleting {
+            self.deleting.insert(name.clone())
+        } else {
+            self.deleting.remove(name)
+        };
+        let before =
+            if uid.is_some() { self.remotes.insert(name.clone(), now.clone()) } else { self.remotes.remove(name) };
+        // Which nodes a remote concerns depends on who names it.
+        self.work.extend(before.unwrap_or_default().into_iter().chain(now).map(Work::Group));
+        // Whether a reference is resolved depends on what exists.
+        self.work.extend(self.index.named_by(name).cloned().map(Work::Group));
+        self.work.extend(self.index.bound_by(name).cloned().map(Work::Binding));
+        self.work.insert(Work::Group(name.clone()));
+
+        if self.shards.get(name).map(Shards::uid) != uid.as_deref() {
+            if let Some(old) = self.shards.remove(name) {
+                self.work.extend(old.names().map(|slice| Work::Slice(name.clone(), slice.clone())));
+            }
+            if let Some(uid) = uid {
+                self.start_shards(name, uid);
+            }
+        }
+    }
+
+    /// Shards for a group that came to be known: with the slices that are there already, if they are its own.
+    fn start_shards(&mut self, name: &NamespacedName, uid: String) {
+        let mut shards = Shards::new(name.clone(), uid.clone());
+        let present = self.slices.get(name).into_iter().flatten();
+        for (slice, seen) in present.filter(|(_, seen)| seen.ours.group_uid == uid) {
+            for member in &seen.ours.members {
+                shards.adopt(slice, member.clone());
+            }
+        }
+        let stale: Vec<String> = shards.targets().filter(|t| !self.is_target_of(name, t)).cloned().collect();
+        for target in stale {
+            shards.set(&target, None);
+        }
+        for pod in self.index.members(name) {
+            shards.set(&target(&pod.name), self.slice_member(name, &pod.name));
+        }
+        self.work.extend(shards.names().map(|slice| Work::Slice(name.clone(), slice.clone())));
+        self.work.extend(
+            self.slices.get(name).into_iter().flat_map(BTreeMap::keys).map(|s| Work::Slice(name.clone(), s.clone())),
+        );
+        self.shards.insert(name.clone(), shards);
+    }
+
+    fn is_target_of(&self, group: &NamespacedName, target: &str) -> bool {
+        let pod = target.strip_prefix("pod/").map(|pod| NamespacedName::new(&*group.namespace, pod));
+        pod.is_some_and(|pod| self.index.is_member(group, &pod))
+    }
+
+    fn member_changed(&mut self, group: &NamespacedName, pod: &NamespacedName) {
+        let belongs = self.index.is_member(group, pod);
+        let membership = self.members.entry(group.clone()).or_default();
+        let moved = membership.update(&self.index, pod, belongs);
+        if membership.is_empty() {
+            self.members.remove(group);
+        }
+        self.work.insert(Work::Group(group.clone()));
+        if moved.addresses {
+            self.work.extend(self.index.named_by(group).cloned().map(Work::Group));
+        }
+        if moved.nodes {
+            // The remotes of its rules are needed elsewhere now.
+            self.work.extend(self.remotes.get(group).into_iter().flatten().cloned().map(Work::Group));
+        }
+        let member = self.slice_member(group, pod);
+        if let Some(slice) = self.shards.get_mut(group).and_then(|shards| shards.set(&target(pod), member)) {
+            self.work.insert(Work::Slice(group.clone(), slice));
+        }
+    }
+
+    /// What slices should say of a pod; nothing, if it is no member or has no address to publish.
+    fn slice_member(&self, group: &NamespacedName, pod: &NamespacedName) -> Option<SliceMember> {
+        let pod = self.index.pod(pod).filter(|_| self.index.is_member(group, pod))?;
+        let addresses: Vec<_> = self.index.addresses(pod).collect();
+        (!addresses.is_empty()).then(|| SliceMember { target: target(&pod.name), addresses, node: pod.node.clone() })
+    }
+
+    /// A node's report counts differently now, though it did not change.
+    fn report_matters(&mut self, node: &str) {
+        let Some(report) = self.reports.of(node) else { return };
+        let groups = report.groups.keys().chain(report.remotes.keys()).cloned();
+        self.work.extend(groups.map(Work::Group));
+        self.work.extend(report.bindings.keys().cloned().map(Work::Binding));
+    }
+}
+
+/// How slices call a pod.
+fn target(pod: &NamespacedName) -> String {
+    format!("pod/{}", pod.name)
+}
+
+/// Remembers the newer of two sights of an object; tells whether that was the new one.
+fn see<S>(seen: &mut HashMap<NamespacedName, Seen<S>>, name: NamespacedName, new: Option<Seen<S>>) -> bool {
+    match new {
+        None => seen.remove(&name).is_some(),
+        Some(new) if seen.get(&name).is_none_or(|old| is_newer(&old.metadata, &new.metadata)) => {
+            seen.insert(name, new);
+            true
+        }
+        Some(_) => false,
+    }
+}
+
+/// A watch may show us, late, what our own write has long replaced. Versions of one object compare as numbers.
+fn is_newer(old: &ObjectMeta, new: &ObjectMeta) -> bool {
+    let version = |m: &ObjectMeta| m.resource_version.as_ref().and_then(|v| v.parse::<u64>().ok());
+    match (version(old), version(new)) {
+        (Some(old_version), Some(new_version)) if old.uid == new.uid => new_version >= old_version,
+        _ => true,
+    }
+}
+
+impl From<&SecurityGroup> for Seen<SecurityGroupStatus> {
+    fn from(group: &SecurityGroup) -> Self {
+        Self { metadata: group.metadata.clone(), ours: group.status.clone().unwrap_or_default() }
+    }
+}
+
+impl From<&SecurityGroupBinding> for Seen<SecurityGroupBindingStatus> {
+    fn from(binding: &SecurityGroupBinding) -> Self {
+        Self { metadata: binding.metadata.clone(), ours: binding.status.clone().unwrap_or_default() }
+    }
+}

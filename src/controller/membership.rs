@@ -1,0 +1,103 @@
+//! Who belongs to a group or a binding, kept so that one pod's change costs one pod's work.
+//!
+//! PURE.
+
+use crate::index::{AddressDigest, Index};
+use crate::policy::NamespacedName;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::net::IpAddr;
+
+/// The members of one group, or the targets of one binding.
+#[derive(Debug, Default)]
+pub struct Membership {
+    pods: HashMap<NamespacedName, Record>,
+    nodes: BTreeMap<String, OnNode>,
+    /// The addresses that are published: beyond doubt their owners'.
+    pub published: AddressDigest,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Record {
+    node: Option<String>,
+    claimed: BTreeSet<IpAddr>,
+    published: BTreeSet<IpAddr>,
+}
+
+/// The part of a membership that one node enforces.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct OnNode {
+    pods: usize,
+    /// The addresses that pods of the node claim: what its agent guards.
+    pub claimed: AddressDigest,
+}
+
+/// What an update changed, beside the pod itself.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Moved {
+    /// The published addresses are others.
+    pub addresses: bool,
+    /// Other nodes are concerned.
+    pub nodes: bool,
+}
+
+impl Membership {
+    /// Takes in a pod as the index has it; `belongs` says whether it is a member at all.
+    pub fn update(&mut self, index: &Index, pod: &NamespacedName, belongs: bool) -> Moved {
+        let pod_now = index.pod(pod).filter(|p| belongs && !p.host_network);
+        let now = pod_now.map(|p| Record {
+            node: p.node.clone(),
+            claimed: p.claimed().clone(),
+            published: index.addresses(p).collect(),
+        });
+        if self.pods.get(pod) == now.as_ref() {
+            return Moved::default();
+        }
+        let (digest, nodes) = (self.published, self.nodes.len());
+        let before = self.pods.remove(pod);
+        let node_before = before.as_ref().and_then(|r| r.node.clone());
+        let node_now = now.as_ref().and_then(|r| r.node.clone());
+        if let Some(record) = before {
+            self.count(&record, false);
+        }
+        if let Some(record) = now {
+            self.count(&record, true);
+            self.pods.insert(pod.clone(), record);
+        }
+        Moved { addresses: digest != self.published, nodes: nodes != self.nodes.len() || node_before != node_now }
+    }
+
+    /// How many interfaces there are.
+    pub fn len(&self) -> usize {
+        self.pods.len()
+    }
+
+    /// Whether there is nobody.
+    pub fn is_empty(&self) -> bool {
+        self.pods.is_empty()
+    }
+
+    /// The nodes that host one.
+    pub fn nodes(&self) -> impl Iterator<Item = &String> {
+        self.nodes.keys()
+    }
+
+    /// The part that a node enforces, if there is one.
+    pub fn on_node(&self, node: &str) -> Option<&OnNode> {
+        self.nodes.get(node)
+    }
+
+    fn count(&mut self, record: &Record, comes: bool) {
+        for address in &record.published {
+            if comes { self.published.add(*address) } else { self.published.remove(*address) }
+        }
+        let Some(node) = &record.node else { return };
+        let on_node = self.nodes.entry(node.clone()).or_default();
+        on_node.pods = if comes { on_node.pods + 1 } else { on_node.pods.saturating_sub(1) };
+        for address in &record.claimed {
+            if comes { on_node.claimed.add(*address) } else { on_node.claimed.remove(*address) }
+        }
+        if on_node.pods == 0 {
+            self.nodes.remove(node);
+        }
+    }
+}

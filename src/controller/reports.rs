@@ -1,0 +1,165 @@
+//! What nodes say they have in their kernels.
+//!
+//! PURE.
+
+use crate::api::conditions::DATA_PATH_READY;
+use crate::api::{
+    EnforcedBinding, EnforcedGroup, EnforcedRemote, EnforcementFailure, NodeEnforcement, NodeEnforcementStatus,
+};
+use crate::policy::NamespacedName;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+
+/// One node's report.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Report {
+    /// The boot whose kernel it speaks of.
+    pub boot_id: Option<String>,
+    /// Uid, generation and digest of the groups attached there.
+    pub groups: BTreeMap<NamespacedName, (Option<String>, i64, String)>,
+    /// Digest of the remotes.
+    pub remotes: BTreeMap<NamespacedName, String>,
+    /// Uid, generation and digest of the bindings.
+    pub bindings: BTreeMap<NamespacedName, (String, i64, String)>,
+    /// Groups whose revision the kernel refused.
+    pub failures: BTreeMap<NamespacedName, String>,
+    /// What bypasses the rules there.
+    pub bypassed: Option<String>,
+}
+
+impl From<NodeEnforcementStatus> for Report {
+    fn from(status: NodeEnforcementStatus) -> Self {
+        let name = |namespace, name| NamespacedName { namespace, name };
+        let NodeEnforcementStatus {
+            boot_id,
+            group_count: _,
+            interfaces: _,
+            groups,
+            remotes,
+            bindings,
+            failures,
+            conditions,
+        } = status;
+        let bypassed = conditions.into_iter().find(|c| c.type_ == DATA_PATH_READY && c.status == "False");
+        Self {
+            boot_id,
+            groups: groups
+                .into_iter()
+                .map(|EnforcedGroup { namespace, name: n, uid, generation, digest }| {
+                    (name(namespace, n), (uid, generation, digest))
+                })
+                .collect(),
+            remotes: remotes
+                .into_iter()
+                .map(|EnforcedRemote { namespace, name: n, addresses: _, digest }| (name(namespace, n), digest))
+                .collect(),
+            bindings: bindings
+                .into_iter()
+                .map(|EnforcedBinding { namespace, name: n, uid, generation, digest }| {
+                    (name(namespace, n), (uid, generation, digest))
+                })
+                .collect(),
+            failures: failures
+                .into_iter()
+                .map(|EnforcementFailure { namespace, name: n, message }| (name(namespace, n), message))
+                .collect(),
+            bypassed: bypassed.map(|c| c.message),
+        }
+    }
+}
+
+/// What a new report speaks differently of.
+#[derive(Debug, Default)]
+pub struct Differences {
+    /// Groups, as attached or as a remote.
+    pub groups: BTreeSet<NamespacedName>,
+    /// Remotes among them: what names them is concerned too.
+    pub remotes: BTreeSet<NamespacedName>,
+    /// Bindings.
+    pub bindings: BTreeSet<NamespacedName>,
+}
+
+/// The reports of all nodes.
+#[derive(Debug, Default)]
+pub struct Reports {
+    nodes: HashMap<String, Report>,
+    /// The nodes that speak of a group at all: they are concerned until they do not any more.
+    groups: HashMap<NamespacedName, BTreeSet<String>>,
+    bindings: HashMap<NamespacedName, BTreeSet<String>>,
+}
+
+impl Reports {
+    /// Takes in a node's report, `None` if it has none any more.
+    pub fn set(&mut self, node: &str, object: Option<NodeEnforcement>) -> Differences {
+        let new = object.and_then(|o| o.status).map(Report::from).unwrap_or_default();
+        let old = self.nodes.remove(node).unwrap_or_default();
+        let mut differences = Differences::default();
+        if old == new {
+            self.nodes.insert(node.to_owned(), new);
+            return differences;
+        }
+        // A new boot, or another data path, puts all of it in another light.
+        let all = old.boot_id != new.boot_id || old.bypassed != new.bypassed;
+        differences.groups.extend(differing(&old.groups, &new.groups, all));
+        differences.groups.extend(differing(&old.failures, &new.failures, all));
+        differences.remotes.extend(differing(&old.remotes, &new.remotes, all));
+        differences.groups.extend(differences.remotes.iter().cloned());
+        differences.bindings.extend(differing(&old.bindings, &new.bindings, all));
+        reindex(
+            &mut self.groups,
+            node,
+            old.groups.keys().chain(old.remotes.keys()),
+            new.groups.keys().chain(new.remotes.keys()),
+        );
+        reindex(&mut self.bindings, node, old.bindings.keys(), new.bindings.keys());
+        self.nodes.insert(node.to_owned(), new);
+        differences
+    }
+
+    /// A node's report.
+    pub fn of(&self, node: &str) -> Option<&Report> {
+        self.nodes.get(node)
+    }
+
+    /// The nodes whose reports there are.
+    pub fn nodes(&self) -> impl Iterator<Item = &String> {
+        self.nodes.keys()
+    }
+
+    /// The nodes that speak of a group.
+    pub fn naming_group(&self, group: &NamespacedName) -> impl Iterator<Item = &String> {
+        self.groups.get(group).into_iter().flatten()
+    }
+
+    /// The nodes that speak of a binding.
+    pub fn naming_binding(&self, binding: &NamespacedName) -> impl Iterator<Item = &String> {
+        self.bindings.get(binding).into_iter().flatten()
+    }
+}
+
+fn differing<V: PartialEq>(
+    old: &BTreeMap<NamespacedName, V>,
+    new: &BTreeMap<NamespacedName, V>,
+    all: bool,
+) -> Vec<NamespacedName> {
+    let keys: BTreeSet<&NamespacedName> = old.keys().chain(new.keys()).collect();
+    keys.into_iter().filter(|key| all || old.get(*key) != new.get(*key)).cloned().collect()
+}
+
+fn reindex<'a>(
+    index: &mut HashMap<NamespacedName, BTreeSet<String>>,
+    node: &str,
+    old: impl Iterator<Item = &'a NamespacedName>,
+    new: impl Iterator<Item = &'a NamespacedName>,
+) {
+    for name in old {
+        if let Some(nodes) = index.get_mut(name) {
+            nodes.remove(node);
+            if nodes.is_empty() {
+                index.remove(name);
+            }
+        }
+    }
+    for name in new {
+        index.entry(name.clone()).or_default().insert(node.to_owned());
+    }
+}

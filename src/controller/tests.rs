@@ -1,0 +1,1 @@
+//! The controller's decisions, from objects in to conditions and writes out.

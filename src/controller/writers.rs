@@ -1,0 +1,210 @@
+//! Brings one object at a time in line with the cluster as it is, and writes only what differs.
+
+use super::cluster::{Cluster, Seen, Work};
+use super::{Shared, release, status};
+use crate::api::{
+    FINALIZER, GROUP_LABEL, SecurityGroup, SecurityGroupBinding, SecurityGroupSlice, SecurityGroupSliceSpec,
+};
+use crate::policy::NamespacedName;
+use crate::runtime::Outcome;
+use jiff::Timestamp;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference};
+use kube::api::{DeleteParams, Patch, PatchParams, PostParams, Preconditions};
+use kube::{Api, Client, Resource};
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::registry::Registry;
+use serde_json::{Value, json};
+use std::time::Duration;
+
+/// Somebody else wrote first: what they wrote is on its way to us.
+const CONFLICT: Outcome = Outcome::RequeueAfter(Duration::from_millis(50));
+
+/// What an operator watches of the writers.
+pub struct Metrics {
+    writes: Counter,
+    failures: Counter,
+}
+
+impl Metrics {
+    /// Registers all of them.
+    pub fn register(registry: &mut Registry) -> Self {
+        let metrics = Self { writes: Counter::default(), failures: Counter::default() };
+        registry.register("writes", "Writes to the API server", metrics.writes.clone());
+        registry.register("write_failures", "Writes that failed, conflicts aside", metrics.failures.clone());
+        metrics
+    }
+}
+
+/// All writers.
+pub struct Writers {
+    client: Client,
+    shared: Shared,
+    metrics: Metrics,
+}
+
+/// One write to a group's or binding's metadata or status.
+enum Write {
+    Finalizers(Value),
+    Status(Value),
+}
+
+/// One write to a slice.
+enum SliceWrite {
+    Create(Box<SecurityGroupSlice>),
+    Replace(Box<SecurityGroupSlice>),
+    Delete { uid: Option<String> },
+}
+
+impl Writers {
+    /// Writers through this client.
+    pub fn new(client: Client, shared: Shared, metrics: Metrics) -> Self {
+        Self { client, shared, metrics }
+    }
+
+    /// Does one piece of work.
+    pub async fn run(&self, work: Work) -> kube::Result<Outcome> {
+        let result = match &work {
+            Work::Group(name) => self.group(name).await,
+            Work::Binding(name) => self.binding(name).await,
+            Work::Slice(group, name) => self.slice(group, name).await,
+        };
+        match result {
+            Ok(()) => Ok(Outcome::Done),
+            Err(kube::Error::Api(status)) if status.code == 409 => Ok(CONFLICT),
+            // Deleted meanwhile; the watch will say so.
+            Err(kube::Error::Api(status)) if status.code == 404 => Ok(Outcome::Done),
+            Err(error) => {
+                self.metrics.failures.inc();
+                Err(error)
+            }
+        }
+    }
+
+    async fn group(&self, name: &NamespacedName) -> kube::Result<()> {
+        let api: Api<SecurityGroup> = Api::namespaced(self.client.clone(), &name.namespace);
+        // The finalizer first: a status may promise what only the finalizer keeps.
+        loop {
+            let write = group_write(&self.shared.lock(), name, Timestamp::now());
+            let Some(write) = write.filter(|_| self.leads()) else { return Ok(()) };
+            let object = match write {
+                Write::Finalizers(patch) => {
+                    api.patch(&name.name, &PatchParams::default(), &Patch::Merge(patch)).await?
+                }
+                Write::Status(patch) => {
+                    api.patch_status(&name.name, &PatchParams::default(), &Patch::Merge(patch)).await?
+                }
+            };
+            self.metrics.writes.inc();
+            self.shared.lock().see_group(name.clone(), Some((&object).into()));
+        }
+    }
+
+    async fn binding(&self, name: &NamespacedName) -> kube::Result<()> {
+        let api: Api<SecurityGroupBinding> = Api::namespaced(self.client.clone(), &name.namespace);
+        let patch = binding_write(&self.shared.lock(), name, Timestamp::now());
+        let Some(patch) = patch.filter(|_| self.leads()) else { return Ok(()) };
+        let object = api.patch_status(&name.name, &PatchParams::default(), &Patch::Merge(patch)).await?;
+        self.metrics.writes.inc();
+        self.shared.lock().see_binding(name.clone(), Some((&object).into()));
+        Ok(())
+    }
+
+    async fn slice(&self, group: &NamespacedName, name: &str) -> kube::Result<()> {
+        let api: Api<SecurityGroupSlice> = Api::namespaced(self.client.clone(), &group.namespace);
+        let write = slice_write(&self.shared.lock(), group, name);
+        let Some(write) = write.filter(|_| self.leads()) else { return Ok(()) };
+        match write {
+            SliceWrite::Create(slice) => {
+                let slice = api.create(&PostParams::default(), &slice).await?;
+                self.shared.lock().see_slice(slice);
+            }
+            SliceWrite::Replace(slice) => {
+                let slice = api.replace(name, &PostParams::default(), &slice).await?;
+                self.shared.lock().see_slice(slice);
+            }
+            SliceWrite::Delete { uid } => {
+                let preconditions = Preconditions { uid, resource_version: None };
+                api.delete(name, &DeleteParams::default().preconditions(preconditions)).await?;
+                self.shared.lock().forget_slice(group, name);
+            }
+        }
+        self.metrics.writes.inc();
+        Ok(())
+    }
+
+    /// Asked between reading the cluster and writing: a leader that was is not one that is.
+    fn leads(&self) -> bool {
+        self.shared.leadership.is_leader()
+    }
+}
+
+/// The next write that a group needs.
+fn group_write(cluster: &Cluster, name: &NamespacedName, now: Timestamp) -> Option<Write> {
+    let Seen { metadata, ours } = cluster.seen_group(name)?;
+    let group = cluster.index.group(name)?;
+    let finalizers = metadata.finalizers.clone().unwrap_or_default();
+    let has_ours = finalizers.iter().any(|f| f == FINALIZER);
+    let version = &metadata.resource_version;
+    let finalizers = match (group.deleting, has_ours) {
+        (false, false) => Some([finalizers.as_slice(), &[FINALIZER.to_owned()]].concat()),
+        (true, true) if release::users(&cluster.index, name).is_none() => {
+            Some(finalizers.into_iter().filter(|f| f != FINALIZER).collect())
+        }
+        _ => None,
+    };
+    if let Some(finalizers) = finalizers {
+        // The version guards what others have in the same list.
+        return Some(Write::Finalizers(
+            json!({ "metadata": { "finalizers": finalizers, "resourceVersion": version } }),
+        ));
+    }
+    let status = status::of_group(cluster, name, ours, now)?;
+    (status != *ours).then(|| Write::Status(json!({ "metadata": { "resourceVersion": version }, "status": status })))
+}
+
+/// The status that a binding needs.
+fn binding_write(cluster: &Cluster, name: &NamespacedName, now: Timestamp) -> Option<Value> {
+    let Seen { metadata, ours } = cluster.seen_binding(name)?;
+    let status = status::of_binding(cluster, name, ours, now)?;
+    (status != *ours).then(|| json!({ "metadata": { "resourceVersion": metadata.resource_version }, "status": status }))
+}
+
+/// The write that a slice needs.
+fn slice_write(cluster: &Cluster, group: &NamespacedName, name: &str) -> Option<SliceWrite> {
+    let wanted = cluster.wanted_slice(group, name);
+    let seen = cluster.seen_slice(group, name);
+    match (wanted, seen) {
+        (None, None) => None,
+        (None, Some(seen)) => Some(SliceWrite::Delete { uid: seen.metadata.uid.clone() }),
+        (Some(wanted), None) => Some(SliceWrite::Create(Box::new(new_slice(group, name, wanted)))),
+        (Some(wanted), Some(seen)) => {
+            let mut slice = new_slice(group, name, wanted);
+            let same = seen.ours == slice.spec
+                && seen.metadata.labels == slice.metadata.labels
+                && seen.metadata.owner_references == slice.metadata.owner_references;
+            slice.metadata.resource_version = seen.metadata.resource_version.clone();
+            (!same).then(|| SliceWrite::Replace(Box::new(slice)))
+        }
+    }
+}
+
+fn new_slice(group: &NamespacedName, name: &str, spec: SecurityGroupSliceSpec) -> SecurityGroupSlice {
+    let owner = OwnerReference {
+        api_version: SecurityGroup::api_version(&()).into_owned(),
+        kind: SecurityGroup::kind(&()).into_owned(),
+        name: group.name.clone(),
+        uid: spec.group_uid.clone(),
+        controller: Some(true),
+        block_owner_deletion: None,
+    };
+    SecurityGroupSlice {
+        metadata: ObjectMeta {
+            name: Some(name.to_owned()),
+            namespace: Some(group.namespace.clone()),
+            labels: Some([(GROUP_LABEL.to_owned(), group.name.clone())].into()),
+            owner_references: Some(vec![owner]),
+            ..ObjectMeta::default()
+        },
+        spec,
+    }
+}
