@@ -25,8 +25,9 @@ trap 'rm -f "$rendered"' EXIT
 		# Put your image's name in place of ringfence.test/ringfence, then
 		#   kubectl apply --server-side -f deploy/ringfence.yaml
 		#
-		# Mind that 'kubectl delete -f' on this file deletes the custom resource definitions too, and with them every
-		# group and binding of the cluster.
+		# 'kubectl delete -f' on this file also deletes the custom resource definitions, and with them every group and
+		# binding of the cluster. Delete those first, while the controller is there to release them:
+		#   kubectl delete securitygroupbindings,securitygroups --all --all-namespaces
 		apiVersion: v1
 		kind: Namespace
 		metadata:

@@ -10,12 +10,13 @@ use ringfence::policy::{Connection, L4, Policy, Transport, World};
 use std::net::IpAddr;
 use std::time::Instant;
 use support::lab;
+use support::traffic::{self, Expect, Flow};
 use support::packet::{self, Ends};
 use support::random::{self, Random};
 use support::scenario::{ICMP_TYPES, ICMPV6_TYPES, PORTS, Scenario};
 use support::table;
 use support::topology::{Network, Topology};
-use support::wire::{Kind, Outcome, Probe, Wire};
+use support::wire::{Kind, Probe, Wire};
 
 /// A connection, the packet that says it, and what should become of it.
 struct Case {
@@ -200,4 +201,112 @@ fn random_policies_agree_with_the_reference_routed() {
 #[test]
 fn random_policies_agree_with_the_reference_bridged() {
     differential(Network::Bridged, 10);
+}
+
+/// Two flows between pods: the first always allowed, the second never.
+struct Watched {
+    allowed: Connection,
+    denied: Connection,
+}
+
+impl Watched {
+    const PORT: u16 = 7000;
+
+    fn new(topology: &Topology) -> Self {
+        let pods = &topology.pods;
+        let l4 = L4::Ports(Transport::Udp, Self::PORT);
+        Self {
+            allowed: Connection { source: pods[0].v4(), destination: pods[1].v4(), l4 },
+            denied: Connection { source: pods[2].v4(), destination: pods[3].v4(), l4 },
+        }
+    }
+
+    fn holds(&self, scenario: &Scenario) -> bool {
+        let policy = scenario.policy();
+        policy.evaluate(&self.allowed).allowed() && !policy.evaluate(&self.denied).allowed()
+    }
+
+    fn start(&self, topology: &Topology) -> (Flow, Flow) {
+        let flow = |connection: &Connection, expect| {
+            let socket = |address, port| {
+                let host = topology.pods.iter().find(|pod| pod.addresses.contains(&address)).unwrap();
+                traffic::udp(host, address, port)
+            };
+            Flow::start(socket(connection.source, 7001), socket(connection.destination, Self::PORT), expect)
+        };
+        (flow(&self.allowed, Expect::All), flow(&self.denied, Expect::None))
+    }
+}
+
+/// A policy with which both flows are what they should be.
+fn watched_scenario(topology: &Topology, watched: &Watched, random: &mut Random) -> Scenario {
+    let mut scenario = Scenario::new(topology.pods.iter().map(|p| p.addresses.clone()), topology.outside.addresses.clone());
+    loop {
+        scenario.fill(random);
+        if watched.holds(&scenario) {
+            return scenario;
+        }
+    }
+}
+
+#[test]
+fn edits_lose_no_allowed_packet_and_let_no_denied_one_through() {
+    if !lab::ready() {
+        return;
+    }
+    const EDITS: usize = 1_000;
+    let started = Instant::now();
+    for seed in random::seeds([3]).into_iter().take(1) {
+        let topology = Topology::new(Network::Routed, 10);
+        topology.pin_neighbours();
+        let watched = Watched::new(&topology);
+        let mut random = Random::new(seed);
+        let mut scenario = watched_scenario(&topology, &watched, &mut random);
+        let mut ruleset = scenario.ruleset();
+        let node = &topology.node.netns;
+        node.apply([nft::full(&ruleset).as_str()]);
+        let (allowed, denied) = watched.start(&topology);
+        let mut done = 0;
+        while done < EDITS {
+            let before = scenario.clone();
+            scenario.edit(&mut random);
+            let next = scenario.ruleset();
+            if next == ruleset || !watched.holds(&scenario) {
+                scenario = before;
+                continue;
+            }
+            node.apply(nft::plan(&ruleset, &next).scripts());
+            ruleset = next;
+            done += 1;
+        }
+        let (allowed, denied) = (allowed.stop(), denied.stop());
+        println!("{EDITS} edits in {:?}, {}: allowed {allowed:?}, denied {denied:?}", started.elapsed(), random::repeat(seed));
+        table::assert_same(&table::read(node), &table::from_nothing(&ruleset), &random::repeat(seed));
+        assert_eq!(allowed.lost, 0, "{allowed:?}");
+        assert_eq!(denied.received, 0, "{denied:?}");
+    }
+}
+
+#[test]
+fn s8_replacing_the_table_by_itself_lets_nothing_through() {
+    if !lab::ready() {
+        return;
+    }
+    let started = Instant::now();
+    let topology = Topology::new(Network::Routed, 10);
+    topology.pin_neighbours();
+    let watched = Watched::new(&topology);
+    let mut random = Random::new(5);
+    let scenario = watched_scenario(&topology, &watched, &mut random);
+    let replacement = nft::replacement(&scenario.ruleset());
+    let node = &topology.node.netns;
+    node.apply(replacement.iter().map(String::as_str));
+    let (allowed, denied) = watched.start(&topology);
+    for _ in 0..500 {
+        node.apply(replacement.iter().map(String::as_str));
+    }
+    let (allowed, denied) = (allowed.stop(), denied.stop());
+    println!("{:?}: allowed {allowed:?}, denied {denied:?}", started.elapsed());
+    assert_eq!(allowed.lost, 0, "{allowed:?}");
+    assert_eq!(denied.received, 0, "{denied:?}");
 }

@@ -15,7 +15,10 @@ mod skeleton;
 
 pub use compile::{Profile, compile};
 pub use model::{Constant, Guard, Name, Ruleset, View};
-pub use render::{Plan, full, plan};
+pub use render::{Plan, full, plan, replacement};
 
 /// The one table that is ours: nothing outside it is ever read or written.
 pub const TABLE: &str = "inet ringfence";
+
+/// A copy of it, for as long as it takes to replace it. Who takes the product off a node takes off both.
+pub const STAND_IN: &str = "inet ringfence_stand_in";

@@ -4,7 +4,8 @@ use super::Profile;
 use crate::policy::{Direction, Family, NamespacedName};
 use ipnet::IpNet;
 use sha2::{Digest, Sha256};
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::btree_map::{BTreeMap, Entry};
+use std::collections::BTreeSet;
 use std::fmt;
 use std::net::IpAddr;
 use std::ops::RangeInclusive;
@@ -111,8 +112,9 @@ impl Ruleset {
         let mut ruleset = Self::default();
         let mut remotes = BTreeSet::new();
         for (address, profile) in guarded {
-            let chains = &profile.chains[&Family::of(address)];
-            if ruleset.guards.insert(address, Guard { chains: chains.clone() }).is_none() {
+            // Of an address that comes twice, the first profile counts, whole.
+            if let Entry::Vacant(guard) = ruleset.guards.entry(address) {
+                guard.insert(Guard { chains: profile.chains[&Family::of(address)].clone() });
                 ruleset.constants.extend(profile.constants.iter().map(|(n, c)| (n.clone(), c.clone())));
                 remotes.extend(&profile.remotes);
             }

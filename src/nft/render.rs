@@ -4,7 +4,7 @@
 //! changes any verdict, edits elements and takes away what is no longer referred to. In a single transaction a packet that
 //! is half-way when the generation flips may follow a new map element into a chain that is still empty for it.
 
-use super::TABLE;
+use super::{STAND_IN, TABLE};
 use super::model::{Addresses, Constant, Guard, Name, Ruleset, View, digit};
 use super::skeleton::SKELETON;
 use crate::policy::Family;
@@ -29,6 +29,16 @@ impl Plan {
     pub fn scripts(&self) -> impl Iterator<Item = &str> {
         self.stage.iter().chain(&self.switch).map(String::as_str)
     }
+}
+
+/// The transactions from any state of our table, or none, to this one, with one or the other in force at every instant.
+///
+/// [`full`] alone is not enough over a table in use: a packet that meets the new base chains just before the generation flips,
+/// and the old ones just after, meets empty chains only. So a copy of the table stands in while that happens.
+pub fn replacement(ruleset: &Ruleset) -> [String; 3] {
+    let full = full(ruleset);
+    // Names are hashes: the table's name is nowhere else.
+    [full.replace(TABLE, STAND_IN), full, format!("delete table {STAND_IN}\n")]
 }
 
 /// One transaction from any state of our table, or none, to this one.

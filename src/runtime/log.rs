@@ -13,8 +13,11 @@ use tracing_subscriber::{layer::SubscriberExt, util::SubscriberInitExt};
 /// The environment variable that says what is logged, in tracing's syntax.
 pub const FILTER_VARIABLE: &str = "RINGFENCE_LOG";
 
-/// What is logged when the variable is absent. kube tells every retry, and ours tells the ones that matter.
-pub const DEFAULT_FILTER: &str = "info,kube=warn";
+/// What is logged when the variable is absent.
+///
+/// Two of kube's modules log every failed request and every refused watch, retries included. Each of these errors also
+/// reaches a caller here, who logs it once and then sparingly.
+pub const DEFAULT_FILTER: &str = "info,kube=warn,kube_client::client::builder=off,kube_runtime::watcher=error";
 
 /// The form of a log line (`--log-format`).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]

@@ -10,16 +10,21 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::{
     Api, Resource,
     core::{DeserializeGuard, error_boundary::InvalidObject},
-    runtime::{
-        WatchStreamExt,
-        watcher::{self, Event, InitialListStrategy},
-    },
+    runtime::watcher::{self, Event, InitialListStrategy},
 };
 use serde::de::DeserializeOwned;
 use tokio::time::Instant;
 use tracing::{info, warn};
 
-use super::{ReadyHandle, streak::Streak};
+use super::{
+    ReadyHandle,
+    backoff::{Backoff, jitter},
+    streak::Streak,
+};
+
+/// Between attempts: the bounds of kube's own `default_backoff`, which itself never grows in list mode. It starts anew
+/// after every event, and the intent to list is one (seen here: an attempt every 0.8–1.6 s for as long as it lasts).
+const RETRY: Backoff = Backoff { min: Duration::from_millis(800), max: Duration::from_secs(30) };
 
 /// Between two watches when one had to be given up. Rare, and each costs the API server a list.
 const RESTART_DELAY: Duration = Duration::from_secs(5);
@@ -69,8 +74,7 @@ where
     let kind = K::kind(&K::DynamicType::default()).into_owned();
     let config = watcher::Config { initial_list_strategy: InitialListStrategy::ListWatch, ..config };
     loop {
-        let stream = watcher::watcher(api.clone(), config.clone()).default_backoff();
-        drive(&kind, stream, &mut sink, &ready).await;
+        drive(&kind, watcher::watcher(api.clone(), config.clone()), &mut sink, &ready).await;
         warn!(%kind, delay = ?RESTART_DELAY, "watch lost an event, will list anew");
         tokio::time::sleep(RESTART_DELAY).await;
     }
@@ -95,12 +99,17 @@ async fn drive<K, S>(
             Err(error) => {
                 // A list that failed halfway begins again with `Init`.
                 list = None;
-                if streak.failed(Instant::now()) {
-                    warn!(%kind, error = %Chain(&error), failures = streak.failures(), "watch failed, will retry");
+                let report = streak.failed(Instant::now());
+                let delay = RETRY.delay(u32::try_from(streak.failures()).unwrap_or(u32::MAX), jitter());
+                if report {
+                    let failures = streak.failures();
+                    warn!(%kind, error = %Chain(&error), failures, retry_in = ?delay, "watch failed, will retry");
                 }
                 if lost_an_event(&error) {
                     return;
                 }
+                // kube tries again when it is asked for the next event.
+                tokio::time::sleep(delay).await;
                 continue;
             }
         };
@@ -125,11 +134,11 @@ async fn drive<K, S>(
             }
             Event::Apply(object) => match read(kind, object) {
                 Ok(object) => sink.apply(object),
-                Err(malformed) => sink.malformed(malformed),
+                Err(malformed) => sink.malformed(*malformed),
             },
             Event::Delete(object) => match read(kind, object) {
                 Ok(object) => sink.delete(object),
-                Err(malformed) => sink.delete_malformed(malformed),
+                Err(malformed) => sink.delete_malformed(*malformed),
             },
         }
     }
@@ -151,12 +160,12 @@ impl<K: Resource> List<K> {
     fn push(&mut self, kind: &str, object: DeserializeGuard<K>) {
         match read(kind, object) {
             Ok(object) => self.objects.push(object),
-            Err(malformed) => self.malformed.push(malformed),
+            Err(malformed) => self.malformed.push(*malformed),
         }
     }
 }
 
-fn read<K: Resource>(kind: &str, object: DeserializeGuard<K>) -> Result<K, Malformed> {
+fn read<K: Resource>(kind: &str, object: DeserializeGuard<K>) -> Result<K, Box<Malformed>> {
     match object.0 {
         Ok(mut object) => {
             // Often larger than the rest of the object, and of no use here.
@@ -168,7 +177,7 @@ fn read<K: Resource>(kind: &str, object: DeserializeGuard<K>) -> Result<K, Malfo
             let (namespace, name) =
                 (meta.namespace.as_deref().unwrap_or_default(), meta.name.as_deref().unwrap_or_default());
             warn!(%kind, namespace, name, %error, "cannot read this object, skipping it");
-            Err(Malformed { meta, error })
+            Err(Box::new(Malformed { meta, error }))
         }
     }
 }
@@ -264,7 +273,7 @@ mod tests {
         (log.0, readiness.waiting_for().is_empty())
     }
 
-    #[tokio::test]
+    #[tokio::test(start_paused = true)]
     async fn a_list_arrives_whole_and_then_its_changes() {
         let list = [Event::Init, Event::InitApply(good("a")), Event::InitApply(good("b")), Event::InitDone];
         let changes = [Event::Apply(good("c")), Event::Delete(good("a"))];
@@ -273,7 +282,7 @@ mod tests {
         assert!(ready);
     }
 
-    #[tokio::test]
+    #[tokio::test(start_paused = true)]
     async fn a_list_that_fails_halfway_is_never_seen() {
         let half = vec![Ok(Event::Init), Ok(Event::InitApply(good("a"))), hiccup()];
         let (log, ready) = told(half).await;
@@ -288,7 +297,15 @@ mod tests {
         assert_eq!(told(holed).await, (vec![], false));
     }
 
-    #[tokio::test]
+    #[tokio::test(start_paused = true)]
+    async fn a_list_that_keeps_failing_is_tried_more_and_more_rarely() {
+        let start = Instant::now();
+        told((0..6).flat_map(|_| [Ok(Event::Init), hiccup()]).collect()).await;
+        // 0.8 + 1.6 + 3.2 + 6.4 + 12.8 + 25.6 s, each ± 20 %.
+        assert!((40..=61).contains(&start.elapsed().as_secs()), "{:?}", start.elapsed());
+    }
+
+    #[tokio::test(start_paused = true)]
     async fn errors_between_changes_do_not_end_the_watch_unless_one_was_lost() {
         let start = || vec![Ok(Event::Init), Ok(Event::InitDone)];
         let mut events = start();
@@ -302,7 +319,7 @@ mod tests {
         assert_eq!(told(events).await.0, ["reset  / "], "what follows a lost event is not the truth");
     }
 
-    #[tokio::test]
+    #[tokio::test(start_paused = true)]
     async fn a_malformed_object_is_reported_and_wedges_nothing() {
         let events = vec![
             Event::Init,

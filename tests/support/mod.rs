@@ -9,4 +9,5 @@ pub mod random;
 pub mod scenario;
 pub mod table;
 pub mod topology;
+pub mod traffic;
 pub mod wire;

@@ -26,8 +26,10 @@ create_credentials() {
 ec_key=(-newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes)
 
 # certify NAME SUBJECT USAGE ALTERNATIVE_NAMES
+# With a configuration of its own: the system's makes every certificate an authority, which strict clients refuse.
 certify() {
-	openssl req -x509 -days 3650 -CA "$state/pki/ca.crt" -CAkey "$state/pki/ca.key" \
+	openssl req -x509 -config <(printf '[req]\ndistinguished_name = dn\n[dn]\n') -addext "basicConstraints=critical,CA:FALSE" \
+		-days 3650 -CA "$state/pki/ca.crt" -CAkey "$state/pki/ca.key" \
 		-subj "$2" -addext "extendedKeyUsage=$3" -addext "subjectAltName=$4" "${ec_key[@]}" \
 		-keyout "$state/pki/$1.key" -out "$state/pki/$1.crt" 2>/dev/null
 }
