@@ -8,7 +8,8 @@ pub const DENIED_EGRESS: &str = "denied_egress";
 /// Creates the empty table. One base chain per direction: an accept ends only its own direction.
 ///
 /// - Packets without a tuple cannot be judged by one: they are dropped by their header, except neighbour discovery.
-/// - A new TCP connection begins with SYN; what does not is the middle of one that was cut, or of someone else's.
+/// - A new TCP connection begins with SYN, a new SCTP association with INIT; what does not is the middle of one that was
+///   cut, or of someone else's. (To conntrack, the heartbeat that any SCTP stack sends by itself would begin one, backwards.)
 /// - Related ICMP errors carry the tuple of the connection they speak of, so they reach `denied_*` where no rule for ICMP
 ///   lets them through: path MTU and unreachability always work. Redirects never do.
 pub const SKELETON: &str = "\
@@ -64,6 +65,7 @@ table inet ringfence {
 	}
 	chain first {
 		meta l4proto tcp tcp flags & (fin | syn | rst | ack) != syn jump drop_guarded
+		meta l4proto sctp sctp chunk init missing jump drop_guarded
 	}
 
 	chain egress {

@@ -20,6 +20,8 @@ const OPENMETRICS: &str = "application/openmetrics-text; version=1.0.0; charset=
 const LAST_REQUESTS: Duration = Duration::from_secs(1);
 
 /// What has to be ready before the process is. Cheap to clone.
+///
+/// It is not ready as long as nothing is registered: the admin server answers before the process knows what to wait for.
 #[derive(Clone, Debug, Default)]
 pub struct Readiness(Arc<watch::Sender<Vec<Check>>>);
 
@@ -37,7 +39,7 @@ pub struct ReadyHandle {
 }
 
 impl Readiness {
-    /// Adds something to wait for. Register everything before the server starts, or it is ready for a moment.
+    /// Adds something to wait for.
     pub fn register(&self, name: impl Into<String>) -> ReadyHandle {
         let mut index = 0;
         self.0.send_modify(|checks| {
@@ -50,14 +52,18 @@ impl Readiness {
     /// The names of what is not ready, in the order they were registered.
     #[must_use]
     pub fn waiting_for(&self) -> Vec<String> {
-        self.0.borrow().iter().filter(|check| !check.ready).map(|check| check.name.clone()).collect()
+        let checks = self.0.borrow();
+        if checks.is_empty() {
+            return vec!["start".to_owned()];
+        }
+        checks.iter().filter(|check| !check.ready).map(|check| check.name.clone()).collect()
     }
 
     /// Resolves once everything registered is ready. An agent writes nothing to the kernel before that.
     pub async fn ready(&self) {
         let mut checks = self.0.subscribe();
         // The sender cannot be gone: `self` holds it.
-        let _ = checks.wait_for(|checks| checks.iter().all(|check| check.ready)).await;
+        let _ = checks.wait_for(|checks| !checks.is_empty() && checks.iter().all(|check| check.ready)).await;
     }
 }
 
@@ -91,22 +97,21 @@ pub struct Admin {
 }
 
 impl Admin {
-    /// Binds the address and adds the process's own metrics to the registry.
-    ///
-    /// The registry should have no prefix, or the process metrics lose their customary names: give the product's
-    /// metrics theirs with `sub_registry_with_prefix`.
+    /// Binds the address. The process's own metrics are added to what `registry` has, whatever its prefix.
     ///
     /// # Errors
     /// When the address cannot be bound; the message names it.
-    pub async fn bind(address: SocketAddr, readiness: Readiness, mut registry: Registry) -> Result<Self, BindError> {
-        registry.register_collector(Box::new(ProcessCollector::new()));
+    pub async fn bind(address: SocketAddr, readiness: Readiness, registry: Registry) -> Result<Self, BindError> {
+        // A registry of their own, for a prefix of the product's would take these metrics' customary names.
+        let mut process = Registry::default();
+        process.register_collector(Box::new(ProcessCollector::new()));
         let failed = |source| BindError { address, source };
         let listener = TcpListener::bind(address).await.map_err(failed)?;
         let address = listener.local_addr().map_err(failed)?;
         let app = Router::new()
             .route("/livez", get(|| async { "live\n" }))
             .route("/readyz", get(readyz).with_state(readiness))
-            .route("/metrics", get(metrics).with_state(Arc::new(registry)));
+            .route("/metrics", get(metrics).with_state(Arc::new([process, registry])));
         Ok(Self { listener, address, app })
     }
 
@@ -149,9 +154,10 @@ async fn readyz(State(readiness): State<Readiness>) -> (StatusCode, String) {
     (StatusCode::SERVICE_UNAVAILABLE, body)
 }
 
-async fn metrics(State(registry): State<Arc<Registry>>) -> impl IntoResponse {
+async fn metrics(State(registries): State<Arc<[Registry; 2]>>) -> impl IntoResponse {
     let mut body = String::new();
-    match text::encode(&mut body, &registry) {
+    let encoded = registries.iter().try_for_each(|registry| text::encode_registry(&mut body, registry));
+    match encoded.and_then(|()| text::encode_eof(&mut body)) {
         Ok(()) => (StatusCode::OK, [(CONTENT_TYPE, OPENMETRICS)], body),
         Err(_) => {
             let body = "a metric cannot be encoded\n".to_owned();
@@ -163,6 +169,7 @@ async fn metrics(State(registry): State<Arc<Registry>>) -> impl IntoResponse {
 #[cfg(test)]
 mod tests {
     use futures::FutureExt;
+    use prometheus_client::metrics::gauge::Gauge;
     use tokio::{
         io::{AsyncReadExt, AsyncWriteExt},
         net::TcpStream,
@@ -187,8 +194,9 @@ mod tests {
     #[tokio::test]
     async fn answers_for_the_process_and_stops() {
         let readiness = Readiness::default();
-        let (pods, groups) = (readiness.register("pods"), readiness.register("groups"));
-        let admin = Admin::bind(local(), readiness.clone(), Registry::default()).await.unwrap();
+        let mut registry = Registry::with_prefix("ringfence");
+        registry.register("leader", "1 on the replica that writes", Gauge::<i64>::default());
+        let admin = Admin::bind(local(), readiness.clone(), registry).await.unwrap();
         let address = admin.local_addr();
         let (trigger, shutdown) = Shutdown::manual();
         let server = tokio::spawn(admin.serve(async move { shutdown.signalled().await }));
@@ -196,6 +204,9 @@ mod tests {
         let answer = get(address, "/livez").await;
         assert!(answer.starts_with("HTTP/1.1 200") && answer.ends_with("live\n"), "{answer}");
 
+        assert!(get(address, "/readyz").await.starts_with("HTTP/1.1 503"), "nothing is registered yet");
+        assert!(readiness.ready().now_or_never().is_none());
+        let (pods, groups) = (readiness.register("pods"), readiness.register("groups"));
         let answer = get(address, "/readyz").await;
         assert!(answer.starts_with("HTTP/1.1 503") && answer.ends_with("waiting for: pods, groups\n"), "{answer}");
         pods.set_ready(true);
@@ -206,7 +217,8 @@ mod tests {
         assert!(get(address, "/readyz").await.starts_with("HTTP/1.1 200"));
 
         let answer = get(address, "/metrics").await;
-        assert!(answer.contains(OPENMETRICS) && answer.contains("process_open_fds"), "{answer}");
+        assert!(answer.contains(OPENMETRICS) && answer.contains("\nprocess_open_fds "), "{answer}");
+        assert!(answer.contains("\nringfence_leader 0"), "{answer}");
         assert!(answer.ends_with("# EOF\n"), "{answer}");
 
         // A client that sends nothing does not keep the server.

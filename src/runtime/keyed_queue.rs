@@ -1,7 +1,7 @@
 //! A work queue for writers: a key stands for an object to bring up to date.
 //!
-//! Owns: running keys under the limits that `keyed_state` keeps. Must not: carry data. A key says what to look at, and the
-//! worker writes what is true when it runs; so keys coalesce and none is ever stale.
+//! Owns: running keys under the limits that `keyed_state` keeps. Must not: carry data. A key says what to look at, and
+//! the worker writes what is true when it runs; so keys coalesce and none is ever stale.
 
 use std::{
     fmt::{Debug, Display},

@@ -75,6 +75,10 @@ impl Netns {
         let count = COUNT.fetch_add(1, Ordering::Relaxed);
         let netns = Self { name: format!("{PREFIX}-{}-{count}-{role}", std::process::id()) };
         expect(&Command::new("ip").args(["netns", "add", &netns.name]).output().unwrap(), "ip netns add");
+        // Addresses are usable at once: asking first whether someone else has them takes a second.
+        for devices in ["all", "default"] {
+            netns.sysctl(&format!("net/ipv6/conf/{devices}/accept_dad"), "0");
+        }
         netns.ip("link set lo up");
         netns
     }

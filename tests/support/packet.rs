@@ -106,6 +106,18 @@ pub fn sctp(ends: Ends, ports: (u16, u16), tag: u32, chunk: &[u8]) -> Vec<u8> {
     ip(ends, SCTP, &l4)
 }
 
+/// An SCTP chunk that asks whether the far end still lives.
+pub fn heartbeat(payload: &[u8]) -> Vec<u8> {
+    let length = 8 + payload.len() as u16;
+    let mut chunk = vec![4, 0];
+    chunk.extend(length.to_be_bytes());
+    chunk.extend([0, 1]);
+    chunk.extend((length - 4).to_be_bytes());
+    chunk.extend(payload);
+    chunk.resize(chunk.len().next_multiple_of(4), 0);
+    chunk
+}
+
 /// A packet of a protocol without ports.
 pub fn other(ends: Ends, protocol: u8, payload: &[u8]) -> Vec<u8> {
     // Four zero bytes are an empty GRE header with the protocol number left out.

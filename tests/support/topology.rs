@@ -81,7 +81,7 @@ const NODE_V4: &str = "10.77.0.1";
 const NODE_V6: &str = "fd77::1";
 
 impl Topology {
-    /// A node with some pods. Neighbour discovery works as anywhere, but for duplicate address detection, which takes a second.
+    /// A node with some pods. Neighbours find each other as anywhere.
     pub fn new(network: Network, pods: usize) -> Self {
         let node = Host {
             netns: Netns::new("node"),
@@ -107,7 +107,7 @@ impl Topology {
             Network::Bridged => ["24", "64", "24", "64"],
         };
         for (own, length) in own.zip(lengths) {
-            node.netns.ip(&format!("addr add {own}/{length} dev br0{}", nodad(&address(own))));
+            node.netns.ip(&format!("addr add {own}/{length} dev br0"));
         }
 
         let outside = Host {
@@ -152,23 +152,27 @@ impl Topology {
         let (mut outer, mut inner) = (String::new(), String::new());
         match network {
             Network::Routed => {
-                let _ = writeln!(outer, "link set {device} address {} addrgenmode none up", self.node.mac);
+                let _ = writeln!(outer, "link set {device} address {} up", self.node.mac);
+                // IPv6 answers for an address on the device that has it only.
+                let _ = writeln!(outer, "addr add {NODE_V6}/128 dev {device}");
             }
             Network::Bridged => {
-                let _ = writeln!(outer, "link set {device} addrgenmode none master br0 up");
+                let _ = writeln!(outer, "link set {device} master br0 up");
             }
         }
         let _ = writeln!(inner, "link set eth0 up");
         let all: Vec<&IpAddr> = host.addresses.iter().chain(&host.free).collect();
         for own in &all {
             let (bits, subnet) = if own.is_ipv4() { (32, 24) } else { (128, 64) };
+            // A deprecated address works, but nobody uses it who does not ask for it.
+            let use_by_name = if own.is_ipv6() && host.free.contains(own) { " preferred_lft 0" } else { "" };
             match network {
                 Network::Routed => {
-                    let _ = writeln!(inner, "addr add {own}/{bits} dev eth0{}", nodad(own));
+                    let _ = writeln!(inner, "addr add {own}/{bits} dev eth0{use_by_name}");
                     let _ = writeln!(outer, "route add {own}/{bits} dev {device}");
                 }
                 Network::Bridged => {
-                    let _ = writeln!(inner, "addr add {own}/{subnet} dev eth0{}", nodad(own));
+                    let _ = writeln!(inner, "addr add {own}/{subnet} dev eth0{use_by_name}");
                 }
             }
         }
@@ -222,11 +226,6 @@ impl Topology {
     pub fn hosts(&self) -> impl Iterator<Item = &Host> {
         [&self.node, &self.outside].into_iter().chain(&self.pods)
     }
-}
-
-/// An address is usable at once: asking first whether someone else has it takes a second.
-fn nodad(address: &IpAddr) -> &'static str {
-    if address.is_ipv6() { " nodad" } else { "" }
 }
 
 fn mac(i: usize) -> String {

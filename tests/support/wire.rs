@@ -45,6 +45,10 @@ pub enum Kind {
     Icmp((u8, u8), u16),
     /// Any other protocol. Nobody answers.
     Other(u8),
+    /// A TCP segment from the middle of a connection, between these ports.
+    TcpMiddle(u16, u16),
+    /// An SCTP heartbeat from the middle of an association, between these ports.
+    SctpMiddle(u16, u16),
 }
 
 /// What became of a packet.
@@ -57,12 +61,17 @@ pub struct Outcome {
 }
 
 impl Probe {
+    /// A packet of this kind.
+    pub fn new(source: IpAddr, destination: IpAddr, kind: Kind) -> Self {
+        Self { ends: Ends { source, destination }, kind }
+    }
+
     /// Whether every kernel at the far end answers. To some ICMP messages some do.
     pub fn must_be_answered(&self) -> bool {
         match self.kind {
             Kind::Tcp(..) | Kind::Udp(..) => true,
             Kind::Icmp(icmp, _) => icmp == echo(self.ends.source),
-            Kind::Sctp(..) | Kind::Other(_) => false,
+            Kind::Sctp(..) | Kind::Other(_) | Kind::TcpMiddle(..) | Kind::SctpMiddle(..) => false,
         }
     }
 
@@ -77,6 +86,11 @@ impl Probe {
             Kind::Sctp(from, to) => packet::sctp_init(self.ends, (from, to), &payload),
             Kind::Icmp(icmp, identifier) => packet::icmp(self.ends, icmp, identifier, &payload),
             Kind::Other(protocol) => packet::other(self.ends, protocol, &payload),
+            Kind::TcpMiddle(from, to) => {
+                let segment = Segment { sequence: 1, acknowledged: 1, flags: packet::ACK };
+                packet::tcp(self.ends, (from, to), segment, &payload)
+            }
+            Kind::SctpMiddle(from, to) => packet::sctp(self.ends, (from, to), 1, &packet::heartbeat(&payload)),
         }
     }
 }
@@ -135,6 +149,18 @@ impl Wire {
     /// Sends packets, and tells of each what became of it.
     pub fn send(&mut self, probes: &[Probe]) -> Vec<Outcome> {
         probes.chunks(ROUND).flat_map(|probes| self.round(probes)).collect()
+    }
+
+    /// Waits until everything that was sent before, on this thread, has arrived or never will.
+    pub fn settle(&mut self) {
+        self.round(&[]);
+    }
+
+    /// Whether a packet arrived, and was answered if every kernel answers it.
+    pub fn passes(&mut self, probe: Probe) -> bool {
+        let outcome = self.send(&[probe])[0];
+        assert!(!probe.must_be_answered() || outcome.arrived == outcome.answered, "{probe:?}: {outcome:?}");
+        outcome.arrived
     }
 
     fn round(&mut self, probes: &[Probe]) -> Vec<Outcome> {

@@ -1,0 +1,230 @@
+//! The test cluster's commands, and namespaces that clean up after themselves.
+
+use serde_json::Value;
+use std::io::Write;
+use std::path::PathBuf;
+use std::process::{Child, Command, Output, Stdio};
+use std::sync::{PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::time::{Duration, Instant};
+
+/// What must come, comes within this; generous, as many tests share two cores.
+pub const SOON: Duration = Duration::from_secs(30);
+
+/// Tests that stop parts of the cluster run alone.
+static CALM: RwLock<()> = RwLock::new(());
+
+/// Held by tests that need every part of the cluster to run.
+pub fn calm() -> RwLockReadGuard<'static, ()> {
+    // Another test's failure is not this one's.
+    CALM.read().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Held by tests that stop parts of the cluster.
+pub fn alone() -> RwLockWriteGuard<'static, ()> {
+    CALM.write().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn folder() -> PathBuf {
+    let default = concat!(env!("CARGO_MANIFEST_DIR"), "/target/cluster");
+    let folder = PathBuf::from(std::env::var("RINGFENCE_CLUSTER_DIR").unwrap_or_else(|_| default.into()));
+    assert!(folder.join("kubectl").exists(), "there is no test cluster in {}; run: make cluster install", folder.display());
+    folder
+}
+
+/// One of the commands in the cluster's folder.
+pub fn command(name: &str) -> Command {
+    Command::new(folder().join(name))
+}
+
+/// The probe program, for `pod`, `node` and `outside`.
+pub fn probe() -> String {
+    folder().join("probe").display().to_string()
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).into_owned()
+}
+
+fn run(mut command: Command, input: Option<&str>) -> Output {
+    let mut child = command
+        .stdin(if input.is_some() { Stdio::piped() } else { Stdio::null() })
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    if let (Some(input), Some(mut stdin)) = (input, child.stdin.take()) {
+        stdin.write_all(input.as_bytes()).unwrap();
+    }
+    child.wait_with_output().unwrap()
+}
+
+/// Standard output of a command that must succeed.
+pub fn output_of(command: Command) -> String {
+    let shown = format!("{command:?}");
+    let output = run(command, None);
+    assert!(output.status.success(), "{shown}: {}", text(&output.stderr));
+    text(&output.stdout)
+}
+
+/// kubectl, which must succeed.
+pub fn kubectl(arguments: &[&str]) -> String {
+    let mut command = command("kubectl");
+    command.args(arguments);
+    output_of(command)
+}
+
+/// `kubectl apply` of a manifest: what it said on success, or on failure.
+pub fn try_apply(manifest: &str) -> Result<String, String> {
+    let mut command = command("kubectl");
+    command.args(["apply", "-f", "-"]);
+    let output = run(command, Some(manifest));
+    if output.status.success() { Ok(text(&output.stdout)) } else { Err(text(&output.stderr)) }
+}
+
+/// `kubectl apply`, which must succeed.
+pub fn apply(manifest: &str) {
+    try_apply(manifest).unwrap_or_else(|error| panic!("{error}\n{manifest}"));
+}
+
+/// An object as JSON.
+pub fn get(arguments: &[&str]) -> Value {
+    let arguments = [&["get"], arguments, &["-o", "json"]].concat();
+    serde_json::from_str(&kubectl(&arguments)).unwrap()
+}
+
+/// The rules, sets and maps that a node has in its kernel.
+pub fn table(node: &str) -> String {
+    let mut list = command("node");
+    list.args([node, "nft", "list", "table", "inet", "ringfence"]);
+    output_of(list)
+}
+
+/// Waits until something holds.
+pub fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
+    let deadline = Instant::now() + SOON;
+    while !holds() {
+        assert!(Instant::now() < deadline, "not within {SOON:?}: {what}");
+        std::thread::sleep(Duration::from_millis(50));
+    }
+}
+
+/// A running command that is ended with the test.
+pub struct Running(Option<Child>);
+
+impl Running {
+    /// Starts it.
+    pub fn start(mut command: Command) -> Self {
+        Self(Some(command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()))
+    }
+
+    /// Waits for its end, and returns what it said last.
+    pub fn last_line(mut self) -> String {
+        let output = self.0.take().unwrap().wait_with_output().unwrap();
+        let said = text(&output.stdout);
+        said.lines().last().unwrap_or_else(|| panic!("nothing said; {}", text(&output.stderr))).to_owned()
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        if let Some(mut child) = self.0.take() {
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+    }
+}
+
+/// A namespace of one test's own.
+pub struct Namespace(pub String);
+
+impl Namespace {
+    /// Creates it, empty.
+    pub fn new(name: &str) -> Self {
+        let name = format!("e2e-{name}");
+        // Left behind by a run that was killed.
+        kubectl(&["delete", "namespace", &name, "--ignore-not-found", "--timeout=60s"]);
+        kubectl(&["create", "namespace", &name]);
+        Self(name)
+    }
+
+    /// Applies a manifest here.
+    pub fn apply(&self, manifest: &str) {
+        self.try_apply(manifest).unwrap_or_else(|error| panic!("{error}\n{manifest}"));
+    }
+
+    /// Likewise, and returns what kubectl said.
+    pub fn try_apply(&self, manifest: &str) -> Result<String, String> {
+        let mut command = command("kubectl");
+        command.args(["-n", &self.0, "apply", "-f", "-"]);
+        let output = run(command, Some(manifest));
+        if output.status.success() { Ok(text(&output.stdout)) } else { Err(text(&output.stderr)) }
+    }
+
+    /// kubectl here.
+    pub fn kubectl(&self, arguments: &[&str]) -> String {
+        kubectl(&[&["-n", &self.0], arguments].concat())
+    }
+
+    /// An object of this namespace.
+    pub fn get(&self, kind: &str, name: &str) -> Value {
+        get(&["-n", &self.0, kind, name])
+    }
+
+    /// Applies a group with these ingress and egress rules, in YAML's flow style; `None`: absent.
+    pub fn group(&self, name: &str, ingress: &str, egress: Option<&str>) {
+        let egress = egress.map(|rules| format!("  egress: {rules}\n")).unwrap_or_default();
+        self.apply(&format!(
+            "apiVersion: ringfence.io/v1alpha1\nkind: SecurityGroup\nmetadata: {{name: {name}}}\nspec:\n  ingress: {ingress}\n{egress}"
+        ));
+    }
+
+    /// Attaches groups to the pods with the label `app`; `*` means every pod.
+    pub fn bind(&self, name: &str, groups: &[&str], app: &str) {
+        let groups: Vec<String> = groups.iter().map(|g| format!("{{name: {g}}}")).collect();
+        let selector = if app == "*" { "{}".into() } else { format!("{{matchLabels: {{app: {app}}}}}") };
+        self.apply(&format!(
+            "apiVersion: ringfence.io/v1alpha1\nkind: SecurityGroupBinding\nmetadata: {{name: {name}}}\nspec: {{securityGroups: [{}], target: {{podSelector: {selector}}}}}\n",
+            groups.join(", ")
+        ));
+    }
+
+    /// Waits until every group and binding here is enforced, on all nodes concerned.
+    pub fn enforced(&self) {
+        for kind in ["sgb", "sg"] {
+            if !self.kubectl(&["get", kind, "-o", "name"]).is_empty() {
+                self.kubectl(&["wait", "--for=condition=Enforced", kind, "--all", "--timeout=30s"]);
+            }
+        }
+    }
+
+    /// The reason and the message of a condition.
+    pub fn condition(&self, kind: &str, name: &str, condition: &str) -> Option<(String, String, String)> {
+        let object = self.get(kind, name);
+        let found = object["status"]["conditions"].as_array()?.iter().find(|c| c["type"] == condition)?.clone();
+        let field = |key: &str| found[key].as_str().unwrap().to_owned();
+        Some((field("status"), field("reason"), field("message")))
+    }
+
+    /// Waits until a condition has this status and reason, and returns its message.
+    pub fn until(&self, kind: &str, name: &str, condition: &str, status: &str, reason: &str) -> String {
+        let mut message = String::new();
+        eventually(&format!("{kind}/{name}: {condition}={status}, {reason}"), || {
+            match self.condition(kind, name, condition) {
+                Some((s, r, m)) if s == status && r == reason => {
+                    message = m;
+                    true
+                }
+                _ => false,
+            }
+        });
+        message
+    }
+}
+
+impl Drop for Namespace {
+    fn drop(&mut self) {
+        let mut delete = command("kubectl");
+        delete.args(["delete", "namespace", &self.0, "--wait=false", "--ignore-not-found"]);
+        let _ = delete.output();
+    }
+}

@@ -1,0 +1,15 @@
+//! The whole product on a real cluster: objects applied with kubectl, packets of real pods, the kernels of two nodes.
+//!
+//! Needs the cluster of `make cluster` with Ringfence installed (`make install`); `make test` brings its own. What must be
+//! denied is asserted at once after `kubectl wait --for=condition=Enforced`, with no second try: that is what the condition
+//! promises.
+
+mod bad_input;
+mod cluster;
+mod deletion;
+mod disruption;
+mod edits;
+mod members;
+mod reach;
+mod rule_sets;
+mod semantics;
