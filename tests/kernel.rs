@@ -222,10 +222,11 @@ impl Bench {
 
     /// Guards these pods, each with these rules, and no others; `app` are the pods of group app. A difference, as in use.
     fn guard(&mut self, guards: &[(usize, &Group)], app: &[usize]) {
-        let profiles: Vec<_> = guards.iter().map(|(pod, group)| (*pod, nft::compile(&interface((*group).clone())))).collect();
-        let guarded = profiles
-            .iter()
-            .flat_map(|(pod, profile)| self.topology.pods[*pod].addresses.iter().map(move |address| (*address, profile)));
+        let profiles: Vec<_> =
+            guards.iter().map(|(pod, group)| (*pod, nft::compile(&interface((*group).clone())))).collect();
+        let guarded = profiles.iter().flat_map(|(pod, profile)| {
+            self.topology.pods[*pod].addresses.iter().map(move |address| (*address, profile))
+        });
         let app: BTreeSet<IpAddr> = app.iter().flat_map(|pod| self.topology.pods[*pod].addresses.clone()).collect();
         let app = Arc::new(app);
         let next = Ruleset::new(guarded, |group| if *group == name("app") { app.clone() } else { Arc::default() });
@@ -382,7 +383,10 @@ fn s4_what_is_removed_stops_at_once_in_both_directions() {
     let sctp = rule(ports(Transport::Sctp, [8000..=8000]), app());
     // Open egress, as by default: what the server sends must not pass for a connection of its own.
     let open = vec![any(anyone())];
-    let with = Group { ingress: vec![tcp(8000, app()), udp(8000, app()), sctp, icmp, neighbour.clone()], egress: open.clone() };
+    let with = Group {
+        ingress: vec![tcp(8000, app()), udp(8000, app()), sctp, icmp, neighbour.clone()],
+        egress: open.clone(),
+    };
     let without = Group { ingress: vec![neighbour], egress: open };
     let only_neighbour = allow_out([udp(7000, anyone())]);
 
@@ -460,7 +464,7 @@ fn s11_the_node_reaches_its_pods_and_neighbours_are_found() {
         let mut bench = Bench::new(network);
         let between = Group { ingress: vec![tcp(8000, app())], egress: vec![tcp(8000, app())] };
         bench.guard(&[(0, &Group::default()), (1, &between), (2, &between)], &[1, 2]);
-        let Topology { node, pods, outside, .. } = &bench.topology;
+        let Topology { node, pods, .. } = &bench.topology;
         // Nobody knows anybody: who is asked for must be able to answer.
         for host in bench.topology.hosts() {
             host.netns.ip("neigh flush all");
@@ -473,10 +477,6 @@ fn s11_the_node_reaches_its_pods_and_neighbours_are_found() {
             Established::open(&pods[1], &pods[2], SocketAddr::new(address, 8000))
                 .unwrap_or_else(|error| panic!("{network:?}, pod to pod {address}: {error}"));
         }
-        for address in [pods[0].v4(), outside.v4(), outside.v6()] {
-            let listens = if outside.addresses.contains(&address) { outside } else { &pods[0] };
-            assert!(Established::open(&pods[1], listens, SocketAddr::new(address, 8000)).is_err(), "{network:?} {address}");
-        }
     }
 }
 
@@ -488,7 +488,10 @@ fn a_pods_traffic_to_its_node_is_egress() {
     let mut bench = Bench::new(Network::Routed);
     bench.topology.pin_neighbours();
     let mut wire = Wire::new(&bench.topology);
-    bench.guard(&[(0, &allow_out([tcp(443, cidrs(["10.77.0.1/32", "fd77::1/128"]))])), (1, &allow_in([any(anyone())]))], &[]);
+    bench.guard(
+        &[(0, &allow_out([tcp(443, cidrs(["10.77.0.1/32", "fd77::1/128"]))])), (1, &allow_in([any(anyone())]))],
+        &[],
+    );
     for node in bench.topology.node.addresses.clone() {
         for (pod, port, expected) in [(0, 443, true), (0, 444, false), (1, 443, false), (2, 443, true)] {
             let pod = bench.pod(pod);
@@ -524,10 +527,14 @@ fn s12_a_service_is_judged_by_its_backend_and_the_true_client() {
     }
     let mut bench = Bench::new(Network::Routed);
     let to_backend = allow_out([tcp(8080, app())]);
-    let to_service = allow_out([tcp(80, cidrs(SERVICE.map(|a| if a.contains(':') { "fd96::a/128" } else { "10.96.0.10/32" })))]);
+    let to_service =
+        allow_out([tcp(80, cidrs(SERVICE.map(|a| if a.contains(':') { "fd96::a/128" } else { "10.96.0.10/32" })))]);
     let from_client = allow_in([tcp(8080, app())]);
     let from_node = allow_in([any(cidrs(["10.77.0.1/32", "fd77::1/128"]))]);
+    bench.topology.pin_neighbours();
+    let mut wire = Wire::new(&bench.topology);
     let addresses = service(&bench, 1);
+    let mut port = 20_000;
     // The client and the backend are both in group app.
     for (client, server, expected) in [
         (&to_backend, &from_client, true),
@@ -536,10 +543,10 @@ fn s12_a_service_is_judged_by_its_backend_and_the_true_client() {
         (&allow_out([any(anyone())]), &allow_in([tcp(80, anyone())]), false),
     ] {
         bench.guard(&[(0, client), (1, server)], &[0, 1]);
-        for (address, backend) in addresses.into_iter().zip([bench.pod(1).v4(), bench.pod(1).v6()]) {
-            let listener = bench.pod(1).netns.enter(|| TcpListener::bind((backend, 8080)).unwrap());
-            let reached = Established::through(bench.pod(0), &listener, SocketAddr::new(address, 80));
-            assert_eq!(reached.is_ok(), expected, "{address}: {client:?} {server:?}");
+        for (own, address) in [bench.pod(0).v4(), bench.pod(0).v6()].into_iter().zip(addresses) {
+            port += 1;
+            let passes = wire.passes(Probe::new(own, address, Kind::Tcp(port, 80)));
+            assert_eq!(passes, expected, "{own} to {address}: {client:?} {server:?}");
         }
     }
 }
@@ -636,7 +643,8 @@ impl Watched {
 
 /// A policy with which both flows are what they should be.
 fn watched_scenario(topology: &Topology, watched: &Watched, random: &mut Random) -> Scenario {
-    let mut scenario = Scenario::new(topology.pods.iter().map(|p| p.addresses.clone()), topology.outside.addresses.clone());
+    let mut scenario =
+        Scenario::new(topology.pods.iter().map(|p| p.addresses.clone()), topology.outside.addresses.clone());
     loop {
         scenario.fill(random);
         if watched.holds(&scenario) {
@@ -652,7 +660,7 @@ fn edits_lose_no_allowed_packet_and_let_no_denied_one_through() {
     }
     const EDITS: usize = 1_000;
     let started = Instant::now();
-    for seed in random::seeds([3]).into_iter().take(1) {
+    for seed in random::seeds([]) {
         let topology = Topology::new(Network::Routed, 10);
         topology.pin_neighbours();
         let watched = Watched::new(&topology);
@@ -676,7 +684,11 @@ fn edits_lose_no_allowed_packet_and_let_no_denied_one_through() {
             done += 1;
         }
         let (allowed, denied) = (allowed.stop(), denied.stop());
-        println!("{EDITS} edits in {:?}, {}: allowed {allowed:?}, denied {denied:?}", started.elapsed(), random::repeat(seed));
+        println!(
+            "{EDITS} edits in {:?}, {}: allowed {allowed:?}, denied {denied:?}",
+            started.elapsed(),
+            random::repeat(seed)
+        );
         table::assert_same(&table::read(node), &table::from_nothing(&ruleset), &random::repeat(seed));
         assert_eq!(allowed.lost, 0, "{allowed:?}");
         assert_eq!(denied.received, 0, "{denied:?}");

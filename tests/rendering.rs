@@ -164,7 +164,9 @@ fn assert_holds_exactly(node: &Netns, ruleset: &Ruleset) {
                 let edges: BTreeSet<IpAddr> = nets
                     .iter()
                     .take(8)
-                    .flat_map(|net| [Some(net.network()), Some(net.broadcast()), before(net.network()), after(net.broadcast())])
+                    .flat_map(|net| {
+                        [Some(net.network()), Some(net.broadcast()), before(net.network()), after(net.broadcast())]
+                    })
                     .flatten()
                     .collect();
                 for edge in edges {
@@ -181,10 +183,7 @@ fn assert_holds_exactly(node: &Netns, ruleset: &Ruleset) {
 }
 
 #[track_caller]
-fn assert_holds_ports<'a>(
-    ranges: impl Iterator<Item = &'a std::ops::RangeInclusive<u16>>,
-    get: impl Fn(u16) -> bool,
-) {
+fn assert_holds_ports<'a>(ranges: impl Iterator<Item = &'a std::ops::RangeInclusive<u16>>, get: impl Fn(u16) -> bool) {
     let ranges: Vec<_> = ranges.take(8).collect();
     let edges: BTreeSet<u16> = ranges
         .iter()
@@ -288,7 +287,8 @@ fn s13_inputs_that_broke_others_are_enforced_exactly() {
     let many = (0..1_000).map(|i| tcp(1 + i % 50..=1_000 + i % 50, of_group(&format!("group-{i}"))));
     load("a thousand groups", many.collect());
 
-    let scattered = (0..400u16).map(|i| tcp(1 + i * 10..=60_000 + i, cidrs([format!("10.{}.{}.0/24", i / 200, i % 200).as_str()])));
+    let scattered =
+        (0..400u16).map(|i| tcp(1 + i * 10..=60_000 + i, cidrs([format!("10.{}.{}.0/24", i / 200, i % 200).as_str()])));
     let walked = load("more segments than are worth a map", scattered.collect());
     let kinds = |wanted: fn(&Constant) -> bool| walked.constants.values().filter(|c| wanted(c)).count();
     assert_eq!(kinds(|c| matches!(c, Constant::PortVerdicts(_))), 0);

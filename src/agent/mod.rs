@@ -13,11 +13,11 @@ mod state;
 
 use crate::api::{SecurityGroup, SecurityGroupBinding};
 use crate::index::{Feed, Update};
-use crate::runtime::Shutdown;
 use crate::runtime::admin::{Admin, Readiness};
 use crate::runtime::backoff::Backoff;
 use crate::runtime::coalesce::Coalescer;
 use crate::runtime::watch::feed;
+use crate::runtime::{Shutdown, chain};
 use anyhow::Context;
 use enforcer::Enforcer;
 use k8s_openapi::api::core::v1::{Node, Pod};
@@ -141,7 +141,11 @@ async fn find_node(client: &Client, name: &str) -> Node {
         match nodes.get(name).await {
             Ok(node) => return node,
             Err(error) => {
-                tracing::warn!(node = name, %error, "cannot read this node, will retry; is --node-name right?");
+                tracing::warn!(
+                    node = name,
+                    error = chain(&error),
+                    "cannot read this node, will retry; is --node-name right?"
+                );
                 failures += 1;
                 tokio::time::sleep(RETRY.delay(failures, crate::runtime::backoff::jitter())).await;
             }

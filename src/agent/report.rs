@@ -3,8 +3,8 @@
 use super::state::Report;
 use crate::api::conditions::{self, DATA_PATH_READY, Verdict};
 use crate::api::{NodeEnforcement, NodeEnforcementSpec, NodeEnforcementStatus};
-use crate::runtime::Shutdown;
 use crate::runtime::backoff::{Backoff, jitter};
+use crate::runtime::{Shutdown, chain};
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Node;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
@@ -73,7 +73,7 @@ impl Writer {
                         // Whatever is there now, read it anew.
                         self.object = None;
                         failures += 1;
-                        tracing::warn!(%error, failures, "cannot write this node's report, will retry");
+                        tracing::warn!(error = chain(&error), failures, "cannot write this node's report, will retry");
                         tokio::time::sleep(RETRY.delay(failures, jitter())).await;
                     }
                 }

@@ -18,12 +18,7 @@ use serde::{Deserialize, Serialize};
     status = "SecurityGroupBindingStatus",
     derive = "PartialEq",
     doc = "SecurityGroupBinding attaches SecurityGroups to the pods it selects in its own namespace. A pod that any binding selects is guarded: only what a rule of one of its groups allows may pass, in each direction.",
-    printcolumn(
-        name = "Groups",
-        type_ = "string",
-        json_path = ".spec.securityGroups[*].name",
-        description = "The groups attached"
-    ),
+    printcolumn(name = "Groups", type_ = "string", json_path = ".status.groups", description = "The groups attached"),
     printcolumn(
         name = "Targets",
         type_ = "integer",
@@ -103,6 +98,9 @@ pub struct SecurityGroupBindingStatus {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 8), extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["type"]))]
     pub conditions: Vec<Condition>,
+    /// The groups attached, separated by commas, for printing.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub groups: Option<String>,
     /// Interfaces that the binding selects.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub targets: Option<i64>,

@@ -20,7 +20,6 @@ use std::net::IpAddr;
         json_path = ".spec.group",
         description = "The group whose members these are"
     ),
-    printcolumn(name = "Addresses", type_ = "string", json_path = ".spec.members[*].addresses[*]"),
     printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp")
 )]
 #[serde(rename_all = "camelCase")]

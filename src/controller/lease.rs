@@ -20,7 +20,7 @@ use tokio::{
 };
 use tracing::{info, warn};
 
-use crate::runtime::{backoff::jitter, streak::Streak};
+use crate::runtime::{backoff::jitter, chain, streak::Streak};
 
 /// The periods of the election; each must be well below the one before it.
 #[derive(Clone, Copy, Debug)]
@@ -159,7 +159,7 @@ impl LeaderElection {
                 result = timeout(self.timing.renew_deadline / 2, self.attempt()) => {
                     let failure = match result {
                         Ok(Ok(())) => None,
-                        Ok(Err(error)) => Some(error.to_string()),
+                        Ok(Err(error)) => Some(chain(&error)),
                         Err(_) => Some("no answer in time".to_owned()),
                     };
                     self.report(failure, &mut streak, &mut led);
@@ -177,7 +177,9 @@ impl LeaderElection {
         match timeout(self.timing.renew_deadline / 2, self.release()).await {
             Ok(Ok(true)) => info!(lease = self.name, "leadership released"),
             Ok(Ok(false)) => {}
-            Ok(Err(error)) => warn!(lease = self.name, %error, "cannot release the lease; it expires by itself"),
+            Ok(Err(error)) => {
+                warn!(lease = self.name, error = chain(&error), "cannot release the lease; it expires by itself")
+            }
             Err(_) => warn!(lease = self.name, "cannot release the lease in time; it expires by itself"),
         }
     }

@@ -62,6 +62,7 @@ pub fn of_binding(
     Some(SecurityGroupBindingStatus {
         observed_generation: Some(binding.generation),
         conditions: conditions_of(&before.conditions, verdicts, binding.generation, now),
+        groups: Some(binding.groups.iter().map(|g| g.name.as_str()).collect::<Vec<_>>().join(",")),
         targets: Some(count(cluster.targets(name).map_or(0, |m| m.len()))),
         nodes: Some(nodes),
     })

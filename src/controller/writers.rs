@@ -6,7 +6,7 @@ use crate::api::{
     FINALIZER, GROUP_LABEL, SecurityGroup, SecurityGroupBinding, SecurityGroupSlice, SecurityGroupSliceSpec,
 };
 use crate::policy::NamespacedName;
-use crate::runtime::Outcome;
+use crate::runtime::{Outcome, chain};
 use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference};
 use kube::api::{DeleteParams, Patch, PatchParams, PostParams, Preconditions};
@@ -62,7 +62,7 @@ impl Writers {
     }
 
     /// Does one piece of work.
-    pub async fn run(&self, work: Work) -> kube::Result<Outcome> {
+    pub async fn run(&self, work: Work) -> Result<Outcome, String> {
         let result = match &work {
             Work::Group(name) => self.group(name).await,
             Work::Binding(name) => self.binding(name).await,
@@ -75,7 +75,7 @@ impl Writers {
             Err(kube::Error::Api(status)) if status.code == 404 => Ok(Outcome::Done),
             Err(error) => {
                 self.metrics.failures.inc();
-                Err(error)
+                Err(chain(&error))
             }
         }
     }

@@ -4,9 +4,9 @@
 //! changes any verdict, edits elements and takes away what is no longer referred to. In a single transaction a packet that
 //! is half-way when the generation flips may follow a new map element into a chain that is still empty for it.
 
-use super::{STAND_IN, TABLE};
 use super::model::{Addresses, Constant, Guard, Name, Ruleset, View, digit};
 use super::skeleton::SKELETON;
+use super::{STAND_IN, TABLE};
 use crate::policy::Family;
 use std::fmt::Write;
 use std::net::IpAddr;

@@ -6,6 +6,7 @@
 
 pub mod admin;
 pub mod backoff;
+mod chain;
 pub mod coalesce;
 pub mod keyed_queue;
 mod keyed_state;
@@ -18,6 +19,7 @@ pub mod watch;
 pub use self::{
     admin::{Admin, Readiness, ReadyHandle},
     backoff::Backoff,
+    chain::chain,
     coalesce::{Coalescer, Reason},
     keyed_queue::{KeyedQueue, Outcome},
     log::LogFormat,

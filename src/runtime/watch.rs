@@ -19,6 +19,7 @@ use tracing::{info, warn};
 use super::{
     ReadyHandle,
     backoff::{Backoff, jitter},
+    chain,
     streak::Streak,
 };
 
@@ -103,7 +104,7 @@ async fn drive<K, S>(
                 let delay = RETRY.delay(u32::try_from(streak.failures()).unwrap_or(u32::MAX), jitter());
                 if report {
                     let failures = streak.failures();
-                    warn!(%kind, error = %Chain(&error), failures, retry_in = ?delay, "watch failed, will retry");
+                    warn!(%kind, error = %chain(&error), failures, retry_in = ?delay, "watch failed, will retry");
                 }
                 if lost_an_event(&error) {
                     return;
@@ -190,25 +191,6 @@ fn lost_an_event(error: &watcher::Error) -> bool {
         // Gone as the answer to a watch rather than an event in it: kube asks for the same version for ever.
         watcher::Error::WatchStartFailed(kube::Error::Api(status)) => status.code == 410,
         _ => false,
-    }
-}
-
-/// Shows an error with its causes; kube's own messages stop at "service error".
-struct Chain<'a>(&'a dyn std::error::Error);
-
-impl std::fmt::Display for Chain<'_> {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let mut shown = self.0.to_string();
-        let mut cause = self.0.source();
-        while let Some(error) = cause {
-            // Many messages repeat their cause already.
-            let text = error.to_string();
-            if !shown.contains(&text) {
-                shown = format!("{shown}: {text}");
-            }
-            cause = error.source();
-        }
-        f.write_str(&shown)
     }
 }
 

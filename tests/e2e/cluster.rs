@@ -27,7 +27,11 @@ pub fn alone() -> RwLockWriteGuard<'static, ()> {
 fn folder() -> PathBuf {
     let default = concat!(env!("CARGO_MANIFEST_DIR"), "/target/cluster");
     let folder = PathBuf::from(std::env::var("RINGFENCE_CLUSTER_DIR").unwrap_or_else(|_| default.into()));
-    assert!(folder.join("kubectl").exists(), "there is no test cluster in {}; run: make cluster install", folder.display());
+    assert!(
+        folder.join("kubectl").exists(),
+        "there is no test cluster in {}; run: make cluster install",
+        folder.display()
+    );
     folder
 }
 

@@ -4,6 +4,8 @@
 //! denied is asserted at once after `kubectl wait --for=condition=Enforced`, with no second try: that is what the condition
 //! promises.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
+
 mod bad_input;
 mod cluster;
 mod deletion;

@@ -23,7 +23,12 @@ spec:
 
 fn only_pod(namespace: &Namespace, app: &str) -> Option<Pod> {
     let names = namespace.kubectl(&[
-        "get", "pods", "-l", &format!("app={app}"), "--field-selector=status.phase=Running", "-o",
+        "get",
+        "pods",
+        "-l",
+        &format!("app={app}"),
+        "--field-selector=status.phase=Running",
+        "-o",
         "jsonpath={range .items[?(!@.metadata.deletionTimestamp)]}{.metadata.name}{\"\\n\"}{end}",
     ]);
     let names: Vec<&str> = names.lines().collect();
@@ -48,7 +53,9 @@ fn s5_a_replaced_pod_is_reached_and_reaches_again_and_its_old_address_is_gone() 
 
     for (moved, node) in [("app", "n2"), ("db", "n1")] {
         let old = only_pod(&namespace, moved).unwrap();
-        let patch = format!("{{\"spec\":{{\"template\":{{\"spec\":{{\"nodeSelector\":{{\"kubernetes.io/hostname\":\"{node}\"}}}}}}}}}}");
+        let patch = format!(
+            "{{\"spec\":{{\"template\":{{\"spec\":{{\"nodeSelector\":{{\"kubernetes.io/hostname\":\"{node}\"}}}}}}}}}}"
+        );
         namespace.kubectl(&["patch", "deployment", moved, "-p", &patch]);
         namespace.kubectl(&["rollout", "status", &format!("deployment/{moved}"), "--timeout=60s"]);
         eventually("the old pod is gone", || only_pod(&namespace, moved).is_some_and(|p| p.addresses != old.addresses));
@@ -59,7 +66,8 @@ fn s5_a_replaced_pod_is_reached_and_reaches_again_and_its_old_address_is_gone() 
         for node in ["n1", "n2"] {
             let table = table(node);
             for address in &old.addresses {
-                let found = table.split(|c: char| !(c.is_ascii_hexdigit() || ".:".contains(c))).any(|word| word == address);
+                let found =
+                    table.split(|c: char| !(c.is_ascii_hexdigit() || ".:".contains(c))).any(|word| word == address);
                 assert!(!found, "{address} is still in the kernel of {node}:\n{table}");
             }
         }
@@ -72,9 +80,8 @@ fn s5_groups_of_other_namespaces_cycles_and_self_reference() {
     let (shop, ops) = (Namespace::new("remote-shop"), Namespace::new("remote-ops"));
     let shop_pods = shop.pods(&[("a-1", "a", "n1"), ("a-2", "a", "n2"), ("x-1", "x", "n1")]);
     let ops_pods = ops.pods(&[("b-1", "b", "n1"), ("b-2", "b", "n2")]);
-    let other = |namespace: &Namespace, name: &str| {
-        format!("{{securityGroup: {{name: {name}, namespace: {}}}}}", namespace.0)
-    };
+    let other =
+        |namespace: &Namespace, name: &str| format!("{{securityGroup: {{name: {name}, namespace: {}}}}}", namespace.0);
     // a takes b and itself; b takes a.
     shop.group("a", &format!("[{{protocol: TCP, ports: [80], remote: {}}}, {{protocol: TCP, ports: [22], remote: {{securityGroup: {{name: a}}}}}}]", other(&ops, "b")), None);
     ops.group("b", &format!("[{{protocol: TCP, ports: [443], remote: {}}}]", other(&shop, "a")), None);
@@ -132,5 +139,8 @@ fn s10_host_network_and_finished_pods_are_no_members() {
     }
     // The remote node is a remote like any other, and not a member because a pod on its network is selected.
     assert!(!super::reach::From::Node("n2").reaches_one(&target("tcp", &pods["server"].addresses[0], 80)));
-    assert!(super::reach::From::Node("n1").reaches_one(&target("tcp", &pods["server"].addresses[0], 80)), "S11: its own node");
+    assert!(
+        super::reach::From::Node("n1").reaches_one(&target("tcp", &pods["server"].addresses[0], 80)),
+        "S11: its own node"
+    );
 }

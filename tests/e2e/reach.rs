@@ -139,7 +139,11 @@ impl Pod {
 
 /// `protocol:address:port`, as the probe wants it.
 pub fn target(protocol: &str, address: &str, port: u16) -> String {
-    if address.contains(':') { format!("{protocol}:[{address}]:{port}") } else { format!("{protocol}:{address}:{port}") }
+    if address.contains(':') {
+        format!("{protocol}:[{address}]:{port}")
+    } else {
+        format!("{protocol}:{address}:{port}")
+    }
 }
 
 /// What both families say.

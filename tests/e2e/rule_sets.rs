@@ -23,9 +23,12 @@ fn allowed(from: &str, to: &str, port: u16) -> bool {
 fn every_pair_of_the_three_rule_sets() {
     let _calm = calm();
     let namespace = Namespace::new("rule-sets");
-    let names: Vec<(String, &str, &str)> =
-        ROLES.iter().flat_map(|role| [(format!("{role}-1"), *role, "n1"), (format!("{role}-2"), *role, "n2")]).collect();
-    let wanted: Vec<(&str, &str, &str)> = names.iter().map(|(name, role, node)| (name.as_str(), *role, *node)).collect();
+    let names: Vec<(String, &str, &str)> = ROLES
+        .iter()
+        .flat_map(|role| [(format!("{role}-1"), *role, "n1"), (format!("{role}-2"), *role, "n2")])
+        .collect();
+    let wanted: Vec<(&str, &str, &str)> =
+        names.iter().map(|(name, role, node)| (name.as_str(), *role, *node)).collect();
     let pods = namespace.pods(&wanted);
     for role in ["web", "db"] {
         namespace.apply(&format!(
@@ -41,7 +44,9 @@ fn every_pair_of_the_three_rule_sets() {
         let file = format!("{}/deploy/examples/{example}.yaml", env!("CARGO_MANIFEST_DIR"));
         let manifest = std::fs::read_to_string(file).unwrap();
         // The examples name pods by tier and live in a namespace of their own.
-        namespace.apply(&manifest.replace("namespace: shop", &format!("namespace: {}", namespace.0)).replace("{tier: ", "{app: "));
+        namespace.apply(
+            &manifest.replace("namespace: shop", &format!("namespace: {}", namespace.0)).replace("{tier: ", "{app: "),
+        );
     }
     namespace.enforced();
     check(&pods, &services, allowed);
@@ -52,7 +57,11 @@ fn every_pair_of_the_three_rule_sets() {
     assert_eq!(ready_before, readiness(&namespace), "a kubelet's probe failed");
 }
 
-fn check(pods: &BTreeMap<String, Pod>, services: &BTreeMap<&str, Vec<String>>, allowed: impl Fn(&str, &str, u16) -> bool) {
+fn check(
+    pods: &BTreeMap<String, Pod>,
+    services: &BTreeMap<&str, Vec<String>>,
+    allowed: impl Fn(&str, &str, u16) -> bool,
+) {
     let role = |pod: &str| pod.split('-').next().unwrap().to_owned();
     let mut origins: Vec<(String, From<'_>)> = pods.iter().map(|(name, pod)| (name.clone(), From::Pod(pod))).collect();
     origins.push(("office".into(), From::Outside(OFFICE)));

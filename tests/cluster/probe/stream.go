@@ -190,6 +190,8 @@ type tcpFlow struct {
 }
 
 func (f tcpFlow) send(number int) error {
+	// A connection that was cut takes messages only until the buffer is full.
+	f.conn.SetWriteDeadline(time.Now().Add(grace))
 	_, err := fmt.Fprintln(f.conn, number)
 	return err
 }

@@ -1,0 +1,180 @@
+//! Parts of Ringfence stop, and what is programmed stays (S8); what is not programmed is not called enforced (S15).
+
+use super::cluster::{Namespace, Running, alone, command, eventually, kubectl, output_of};
+use super::reach::Pod;
+use std::time::Duration;
+
+const ANYWHERE: &str = "{cidrs: [\"0.0.0.0/0\", \"::/0\"]}";
+const SYSTEM: &str = "ringfence-system";
+
+/// A server on n2 with port 80 open, and a client on n1.
+fn scene(name: &str) -> (Namespace, Pod, Pod) {
+    let namespace = Namespace::new(name);
+    let mut pods = namespace.pods(&[("server", "server", "n2"), ("client", "client", "n1")]);
+    allow(&namespace, 80);
+    namespace.bind("server", &["server"], "server");
+    namespace.enforced();
+    let (server, client) = (pods.remove("server").unwrap(), pods.remove("client").unwrap());
+    (namespace, server, client)
+}
+
+fn allow(namespace: &Namespace, port: u16) {
+    namespace.group("server", &format!("[{{protocol: TCP, ports: [{port}], remote: {ANYWHERE}}}]"), None);
+}
+
+/// The agent's process on a node, seen from this machine. It runs in the node's own network.
+fn agent(node: &str) -> String {
+    let mut read = command("node");
+    read.args([node, "readlink", "/proc/self/ns/net"]);
+    let network = output_of(read);
+    let processes = std::fs::read_dir("/proc").unwrap().filter_map(Result::ok);
+    let found = processes.map(|p| p.path()).find(|process| {
+        let network_of =
+            std::fs::read_link(process.join("ns/net")).map(|l| l.display().to_string()).unwrap_or_default();
+        let command = std::fs::read(process.join("cmdline")).unwrap_or_default();
+        network_of == network.trim() && String::from_utf8_lossy(&command).contains("ringfence\0agent")
+    });
+    found.unwrap_or_else(|| panic!("no agent on {node}")).file_name().unwrap().to_str().unwrap().to_owned()
+}
+
+/// Stops a process until it is dropped.
+struct Paused(String);
+
+impl Paused {
+    fn new(pid: String) -> Self {
+        signal(&pid, "STOP");
+        Self(pid)
+    }
+}
+
+impl Drop for Paused {
+    fn drop(&mut self) {
+        signal(&self.0, "CONT");
+    }
+}
+
+fn signal(pid: &str, signal: &str) {
+    assert!(std::process::Command::new("kill").args([&format!("-{signal}"), pid]).status().unwrap().success());
+}
+
+#[test]
+fn s15_a_node_that_has_not_committed_keeps_enforced_false() {
+    let _alone = alone();
+    let (namespace, server, client) = scene("behind");
+    let paused = Paused::new(agent("n2"));
+    allow(&namespace, 443);
+    let message = namespace.until("sg", "server", "Enforced", "False", "Pending");
+    assert!(message.contains("n2"), "{message}");
+    let wait = |timeout: &str| {
+        let mut wait = command("kubectl");
+        wait.args(["-n", &namespace.0, "wait", "--for=condition=Enforced", "sg/server", timeout]);
+        wait.output().unwrap().status.success()
+    };
+    assert!(!wait("--timeout=3s"), "it is not in the kernel");
+    assert!(client.reaches(&server, 80) && !client.reaches(&server, 443), "the last revision stays in force");
+    drop(paused);
+    assert!(wait("--timeout=30s"));
+    assert!(client.reaches(&server, 443) && !client.reaches(&server, 80));
+}
+
+#[test]
+fn s8_restarts_of_agents_and_controllers_open_nothing_and_cut_nothing() {
+    let _alone = alone();
+    let (namespace, server, client) = scene("restarts");
+    let mut allowed = client.probes().probe();
+    allowed.args(["stream", "tcp", &server.addresses[0], "80", "--interval", "10ms", "--duration", "40s"]);
+    let mut denied = client.probes().probe();
+    denied.args([
+        "hammer",
+        "tcp",
+        &server.addresses[0],
+        "443",
+        "--interval",
+        "10ms",
+        "--duration",
+        "40s",
+        "--timeout",
+        "300ms",
+    ]);
+    let (allowed, denied) = (Running::start(allowed), Running::start(denied));
+    let started = std::time::Instant::now();
+    for workload in ["daemonset/ringfence-agent", "deployment/ringfence-controller"] {
+        kubectl(&["-n", SYSTEM, "rollout", "restart", workload]);
+        kubectl(&["-n", SYSTEM, "rollout", "status", workload, "--timeout=60s"]);
+    }
+    // Killed, not asked to end.
+    signal(&agent("n2"), "KILL");
+    std::thread::sleep(Duration::from_secs(1));
+    eventually("the agent is back", || {
+        let ready =
+            kubectl(&["-n", SYSTEM, "get", "daemonset", "ringfence-agent", "-o", "jsonpath={.status.numberReady}"]);
+        ready == "2"
+    });
+    println!("restarts took {:.1} s", started.elapsed().as_secs_f64());
+    let (allowed, denied) = (allowed.last_line(), denied.last_line());
+    assert!(allowed.contains(" lost 0 "), "{allowed}");
+    assert!(denied.contains(" open 0 "), "{denied}");
+    // And all is as live as before.
+    allow(&namespace, 443);
+    namespace.enforced();
+    assert!(client.reaches(&server, 443) && !client.reaches(&server, 80));
+}
+
+#[test]
+fn s8_without_the_api_server_everything_stays_and_afterwards_catches_up() {
+    let _alone = alone();
+    let (namespace, server, client) = scene("headless");
+    let service = |action: &str| {
+        let mut service = command("service");
+        service.args([action, "control", "apiserver"]);
+        output_of(service);
+    };
+    // The pod command asks the API server where the pod is.
+    let mut denied = client.probes().probe();
+    denied.args([
+        "hammer",
+        "tcp",
+        &server.addresses[0],
+        "443",
+        "--interval",
+        "10ms",
+        "--duration",
+        "6s",
+        "--timeout",
+        "300ms",
+    ]);
+    let mut allowed = client.probes().probe();
+    allowed.args(["stream", "tcp", &server.addresses[0], "80", "--interval", "10ms", "--duration", "6s"]);
+    let (denied, allowed) = (Running::start(denied), Running::start(allowed));
+    std::thread::sleep(Duration::from_millis(700));
+    service("stop");
+    let (allowed, denied) = (allowed.last_line(), denied.last_line());
+    service("start");
+    assert!(allowed.contains(" lost 0 ") && denied.contains(" open 0 "), "{allowed}; {denied}");
+    eventually("the API server is back", || {
+        command("kubectl").args(["get", "--raw", "/readyz"]).output().unwrap().status.success()
+    });
+    allow(&namespace, 443);
+    // Watches that had failed often come back within half a minute.
+    namespace.kubectl(&["wait", "--for=condition=Enforced", "sg/server", "--timeout=60s"]);
+    assert!(client.reaches(&server, 443) && !client.reaches(&server, 80));
+}
+
+#[test]
+fn a_second_controller_takes_over_and_writes_only_differences() {
+    let _alone = alone();
+    let (namespace, server, client) = scene("takeover");
+    let slice_versions = || {
+        namespace.kubectl(&["get", "securitygroupslices,sg,sgb", "-o", "jsonpath={.items[*].metadata.resourceVersion}"])
+    };
+    let holder =
+        || kubectl(&["-n", SYSTEM, "get", "lease", "ringfence-controller", "-o", "jsonpath={.spec.holderIdentity}"]);
+    let (leader, before) = (holder(), slice_versions());
+    kubectl(&["-n", SYSTEM, "delete", "pod", &leader, "--wait=false"]);
+    eventually("another leads", || !holder().is_empty() && holder() != leader);
+    std::thread::sleep(Duration::from_secs(2));
+    assert_eq!(slice_versions(), before, "taking over writes nothing where nothing differs");
+    allow(&namespace, 443);
+    namespace.enforced();
+    assert!(client.reaches(&server, 443) && !client.reaches(&server, 80));
+}

@@ -1,0 +1,105 @@
+//! Ten groups edited a thousand times under traffic.
+
+use super::cluster::{Namespace, Running, alone, eventually, table};
+use super::reach::Pod;
+use std::collections::BTreeSet;
+
+const GROUPS: usize = 10;
+const ROUNDS: usize = 100;
+
+/// The groups with port 80 always open to the client, and another that changes with the round.
+fn groups(round: usize) -> String {
+    let group = |n: usize| {
+        let port = 1000 + (round * GROUPS + n) % 4000;
+        let other = match (round + n) % 3 {
+            0 => format!("{{securityGroup: {{name: g{}}}}}", (n + 1) % GROUPS),
+            1 => format!("{{cidrs: [\"192.0.2.{n}/32\", \"2001:db8:{n}::/48\"]}}"),
+            _ => "{cidrs: [\"192.0.2.0/24\", \"198.18.0.0/15\", \"2001:db8::/32\"]}".to_owned(),
+        };
+        format!(
+            "---\napiVersion: ringfence.io/v1alpha1\nkind: SecurityGroup\nmetadata: {{name: g{n}}}\nspec: {{ingress: [{{protocol: TCP, ports: [{port}, \"{}-{}\"], remote: {other}}}, {{protocol: TCP, ports: [80], remote: {{securityGroup: {{name: client}}}}}}, {{protocol: UDP, ports: [53], remote: {{securityGroup: {{name: client}}}}}}]}}\n",
+            port + 5,
+            port + 5 + round % 50,
+        )
+    };
+    (0..GROUPS).map(group).collect()
+}
+
+/// Everything in a node's table that has a name.
+fn names(node: &str) -> BTreeSet<String> {
+    let table = table(node);
+    let lines =
+        table.lines().map(str::trim).filter(|l| ["set ", "map ", "chain "].iter().any(|kind| l.starts_with(kind)));
+    lines.map(|l| l.trim_end_matches(" {").to_owned()).collect()
+}
+
+#[test]
+fn a_thousand_edits_lose_no_allowed_packet_pass_no_denied_one_and_leave_nothing() {
+    // Edits of others would show in the tables that are compared.
+    let _alone = alone();
+    let namespace = Namespace::new("edits");
+    let names_of: Vec<(String, String, &str)> =
+        (0..GROUPS).map(|n| (format!("s{n}"), format!("s{n}"), if n % 2 == 0 { "n1" } else { "n2" })).collect();
+    let mut wanted: Vec<(&str, &str, &str)> = names_of.iter().map(|(a, b, c)| (a.as_str(), b.as_str(), *c)).collect();
+    wanted.extend([("near", "client", "n1"), ("far", "client", "n2")]);
+    let pods = namespace.pods(&wanted);
+    namespace.group("client", "[]", None);
+    namespace.bind("client", &["client"], "client");
+    for n in 0..GROUPS {
+        namespace.bind(&format!("s{n}"), &[&format!("g{n}")], &format!("s{n}"));
+    }
+    namespace.apply(&groups(0));
+    namespace.enforced();
+    // Others' namespaces may still be going; wait for a table that stays as it is.
+    let mut before = [names("n1"), names("n2")];
+    eventually("quiet tables", || {
+        std::thread::sleep(std::time::Duration::from_millis(500));
+        let now = [names("n1"), names("n2")];
+        std::mem::replace(&mut before, now.clone()) == now
+    });
+
+    let start = |from: &Pod, arguments: &[&str]| {
+        let mut probe = from.probes().probe();
+        probe.args(arguments);
+        Running::start(probe)
+    };
+    let (same, across) = (&pods["s0"].addresses, &pods["s1"].addresses);
+    // Longer than the edits take; ended by signal when they are done.
+    let mut allowed = Vec::new();
+    let mut denied = Vec::new();
+    for (from, to) in [("near", same), ("near", across), ("far", same)] {
+        for address in to {
+            allowed.push(stream(&pods[from], "tcp", address, "80"));
+            allowed.push(stream(&pods[from], "udp", address, "53"));
+            denied.push(start(
+                &pods[from],
+                &["hammer", "tcp", address, "443", "--interval", "20ms", "--duration", TRAFFIC],
+            ));
+        }
+    }
+    let started = std::time::Instant::now();
+    for round in 1..=ROUNDS {
+        namespace.apply(&groups(round));
+    }
+    namespace.apply(&groups(0));
+    namespace.enforced();
+    println!("{} edits in {:.1} s", GROUPS * ROUNDS, started.elapsed().as_secs_f64());
+    assert!(started.elapsed().as_secs() < 85, "the traffic must outlast the edits");
+    for flow in allowed {
+        let said = flow.last_line();
+        assert!(said.contains(" lost 0 "), "an allowed packet was lost: {said}");
+    }
+    for flow in denied {
+        let said = flow.last_line();
+        assert!(said.contains(" open 0 "), "a denied connection came to be: {said}");
+    }
+    assert_eq!([names("n1"), names("n2")], before, "something was left over");
+
+    fn stream(from: &Pod, protocol: &str, address: &str, port: &str) -> Running {
+        let mut probe = from.probes().probe();
+        probe.args(["stream", protocol, address, port, "--interval", "10ms", "--duration", TRAFFIC]);
+        Running::start(probe)
+    }
+}
+
+const TRAFFIC: &str = "90s";
