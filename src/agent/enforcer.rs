@@ -6,12 +6,12 @@ use super::data_path;
 use super::metrics::Metrics;
 use super::remotes::Remotes;
 use super::report::Reporter;
-use super::state::{Desired, HeldBack, Revision};
+use super::state::{Desired, Revision};
 use crate::nft::exec::{self, NftError};
 use crate::nft::{full, plan};
 use crate::policy::NamespacedName;
 use crate::runtime::coalesce::Reason;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::time::Instant;
 
 /// The only one who commits.
@@ -38,7 +38,7 @@ impl Enforcer {
             self.committed = None;
         }
         let mut desired = self.state.lock().desired();
-        if !self.known(&desired.remotes) {
+        if !self.remotes.know(&desired.remotes) {
             self.remotes.need(&desired.remotes).await;
             desired = self.state.lock().desired();
         }
@@ -66,11 +66,6 @@ impl Enforcer {
         Ok(())
     }
 
-    fn known(&self, groups: &BTreeSet<NamespacedName>) -> bool {
-        let state = self.state.lock();
-        groups.iter().all(|group| state.remotes.knows(group))
-    }
-
     async fn commit(&self, desired: &Desired) -> Result<(), NftError> {
         let Some(committed) = &self.committed else {
             return exec::commit(&full(&desired.ruleset)).await;
@@ -85,7 +80,7 @@ impl Enforcer {
     async fn hold_back(&self, desired: &Desired) {
         let wanted = &desired.revisions;
         let refused = find_refused(&self.good, wanted, async |tried| {
-            let script = full(&self.desired_with(wanted, tried).ruleset);
+            let script = full(&self.state.lock().desired_with(wanted, tried).ruleset);
             exec::check(&script).await.err().map(|error| error.to_string())
         })
         .await;
@@ -93,24 +88,5 @@ impl Enforcer {
             tracing::error!(group = %name, message = %held.message, "the kernel refuses this group; its last good rules stay");
         }
         self.state.lock().held_back.extend(refused);
-    }
-
-    /// What would be desired if these were the revisions.
-    fn desired_with(
-        &self,
-        wanted: &BTreeMap<NamespacedName, Revision>,
-        tried: &BTreeMap<NamespacedName, Revision>,
-    ) -> Desired {
-        let others = wanted.iter().filter(|(name, revision)| tried.get(*name) != Some(revision));
-        let held = others.map(|(name, revision)| {
-            let refused = (revision.uid.clone(), revision.generation);
-            (name.clone(), HeldBack { refused, instead: tried.get(name).cloned(), message: String::new() })
-        });
-        let held = held.collect();
-        let mut state = self.state.lock();
-        let before = std::mem::replace(&mut state.held_back, held);
-        let desired = state.desired();
-        state.held_back = before;
-        desired
     }
 }

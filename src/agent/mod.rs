@@ -8,8 +8,11 @@ mod data_path;
 mod enforcer;
 mod metrics;
 mod remotes;
-mod report;
-mod state;
+pub(crate) mod report;
+pub(crate) mod state;
+
+#[cfg(test)]
+mod tests;
 
 use crate::api::{SecurityGroup, SecurityGroupBinding};
 use crate::index::{Feed, Update};

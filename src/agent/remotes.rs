@@ -44,9 +44,15 @@ impl Remotes {
         Self { client, state, dirty, watches: BTreeMap::new() }
     }
 
+    /// Whether each of these is watched and was listed. A watch that was stopped may still have let something in since.
+    pub fn know(&self, groups: &BTreeSet<NamespacedName>) -> bool {
+        let state = self.state.lock();
+        groups.iter().all(|group| self.watches.contains_key(group) && state.remotes.knows(group))
+    }
+
     /// Starts the watches that are missing, and waits for their first lists, though not for long.
     pub async fn need(&mut self, groups: &BTreeSet<NamespacedName>) {
-        for group in groups.iter().filter(|group| !self.state.lock().remotes.knows(group)) {
+        for group in groups {
             if !self.watches.contains_key(group) {
                 let watch = self.watch(group);
                 self.watches.insert(group.clone(), watch);

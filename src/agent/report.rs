@@ -108,7 +108,7 @@ impl Writer {
 }
 
 /// The status that says so; times move only with what they are of.
-fn status(
+pub fn status(
     before: NodeEnforcementStatus,
     report: Report,
     problems: Vec<String>,

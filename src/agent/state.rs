@@ -126,8 +126,10 @@ impl State {
 
         let closed = compile(&Interface::new());
         let index = &self.index;
+        // All that the rules name, though a profile needs no set of a remote that a wider rule covers, nor of any while its
+        // pods have no address: the controller, which does not compile, expects to hear of each.
         let named: BTreeSet<NamespacedName> =
-            guarded.values().flatten().flat_map(|profile| profile.remotes.iter().cloned()).collect();
+            desired.revisions.values().flat_map(|revision| revision.rules.remotes()).cloned().collect();
         let addresses: BTreeMap<NamespacedName, Arc<BTreeSet<IpAddr>>> = named
             .into_iter()
             .map(|group| {
@@ -137,7 +139,7 @@ impl State {
             })
             .collect();
         let guarded = guarded.iter().map(|(address, profile)| (*address, profile.as_deref().unwrap_or(&closed)));
-        // Every remote of every profile is in the map: it was made of them.
+        // Every remote of every profile is in the map: profiles are made of these revisions.
         desired.ruleset = Ruleset::new(guarded, |group| addresses.get(group).cloned().unwrap_or_default());
         desired.remotes = addresses.keys().filter(|group| index.group(group).is_some()).cloned().collect();
         desired.report.groups =
@@ -158,6 +160,30 @@ impl State {
             })
             .collect();
         desired.report.failures = self.failures(&desired.revisions);
+        desired
+    }
+
+    /// What would be desired if, of the wanted revisions, these were tried and the others left out.
+    ///
+    /// What is held back already stays so: one bad group must not make every trial fail.
+    pub fn desired_with(
+        &mut self,
+        wanted: &BTreeMap<NamespacedName, Revision>,
+        tried: &BTreeMap<NamespacedName, Revision>,
+    ) -> Desired {
+        let before = self.held_back.clone();
+        for (name, revision) in wanted {
+            let instead = tried.get(name);
+            if instead != Some(revision)
+                && let Some(group) = self.index.group(name)
+            {
+                let refused = (group.uid.clone(), group.rules_generation);
+                let held = HeldBack { refused, instead: instead.cloned(), message: String::new() };
+                self.held_back.insert(name.clone(), held);
+            }
+        }
+        let desired = self.desired();
+        self.held_back = before;
         desired
     }
 

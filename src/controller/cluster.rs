@@ -71,6 +71,17 @@ impl Cluster {
         groups.chain(bindings).chain(wanted).chain(present).collect()
     }
 
+    /// Puts members where the slices that there are have them, so that taking over from another leader writes nothing.
+    ///
+    /// To be called once everything was seen: until then members look gone that are not, and another leader has put who
+    /// came since into other slices than ours would be.
+    pub fn adopt_slices(&mut self) {
+        let groups: Vec<_> = self.index.groups().map(|g| (g.name.clone(), g.uid.clone())).collect();
+        for (name, uid) in groups {
+            self.start_shards(&name, uid);
+        }
+    }
+
     /// Takes in news of pods, groups or bindings.
     pub fn update(&mut self, update: Update) {
         let changes = self.index.update(update);
@@ -132,7 +143,7 @@ impl Cluster {
             None => self.nodes.remove(name),
         };
         if known != node.map(|_| boot) {
-            self.report_matters(name);
+            self.standing_changed(name);
         }
         let changes = self.index.set_node_addresses(name, addresses);
         self.changed(changes);
@@ -150,12 +161,15 @@ impl Cluster {
 
     /// Takes in the report of a node, `None` if there is none any more.
     pub fn set_report(&mut self, node: &str, report: Option<NodeEnforcement>) {
-        let Differences { groups, remotes, bindings } = self.reports.set(node, report);
+        let Differences { groups, remotes, bindings, all } = self.reports.set(node, report);
         for remote in remotes {
             self.work.extend(self.index.named_by(&remote).cloned().map(Work::Group));
         }
         self.work.extend(groups.into_iter().map(Work::Group));
         self.work.extend(bindings.into_iter().map(Work::Binding));
+        if all {
+            self.standing_changed(node);
+        }
     }
 
     /// Takes in the ranges of Service addresses.
@@ -304,11 +318,17 @@ impl Cluster {
         (!addresses.is_empty()).then(|| SliceMember { target: target(&pod.name), addresses, node: pod.node.clone() })
     }
 
-    /// A node's report counts differently now, though it did not change.
-    fn report_matters(&mut self, node: &str) {
+    /// A node's word counts differently now, and with it all that the node has or should have. Rare enough for a walk.
+    fn standing_changed(&mut self, node: &str) {
+        let hosted = self.members.iter().filter(|(_, m)| m.on_node(node).is_some()).map(|(group, _)| group);
+        for group in hosted {
+            self.work.insert(Work::Group(group.clone()));
+            self.work.extend(self.remotes.get(group).into_iter().flatten().cloned().map(Work::Group));
+        }
+        let selected = self.targets.iter().filter(|(_, m)| m.on_node(node).is_some());
+        self.work.extend(selected.map(|(binding, _)| Work::Binding(binding.clone())));
         let Some(report) = self.reports.of(node) else { return };
-        let groups = report.groups.keys().chain(report.remotes.keys()).cloned();
-        self.work.extend(groups.map(Work::Group));
+        self.work.extend(report.groups.keys().chain(report.remotes.keys()).cloned().map(Work::Group));
         self.work.extend(report.bindings.keys().cloned().map(Work::Binding));
     }
 }

@@ -140,7 +140,10 @@ async fn follow_leadership(shared: Shared, gauge: Gauge<i64>) {
         tracing::info!(leads, "leadership changed");
         gauge.set(leads.into());
         if leads {
-            let work = shared.lock().all_work();
+            let mut cluster = shared.lock();
+            cluster.adopt_slices();
+            let work = cluster.all_work();
+            drop(cluster);
             shared.queue.extend(work);
         } else {
             shared.queue.clear();

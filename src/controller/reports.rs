@@ -76,6 +76,8 @@ pub struct Differences {
     pub remotes: BTreeSet<NamespacedName>,
     /// Bindings.
     pub bindings: BTreeSet<NamespacedName>,
+    /// It speaks of another boot, or of another data path: that puts all that the node has, and has not, in another light.
+    pub all: bool,
 }
 
 /// The reports of all nodes.
@@ -92,18 +94,13 @@ impl Reports {
     pub fn set(&mut self, node: &str, object: Option<NodeEnforcement>) -> Differences {
         let new = object.and_then(|o| o.status).map(Report::from).unwrap_or_default();
         let old = self.nodes.remove(node).unwrap_or_default();
-        let mut differences = Differences::default();
-        if old == new {
-            self.nodes.insert(node.to_owned(), new);
-            return differences;
-        }
-        // A new boot, or another data path, puts all of it in another light.
         let all = old.boot_id != new.boot_id || old.bypassed != new.bypassed;
-        differences.groups.extend(differing(&old.groups, &new.groups, all));
-        differences.groups.extend(differing(&old.failures, &new.failures, all));
-        differences.remotes.extend(differing(&old.remotes, &new.remotes, all));
+        let mut differences = Differences { all, ..Differences::default() };
+        differences.groups.extend(differing(&old.groups, &new.groups));
+        differences.groups.extend(differing(&old.failures, &new.failures));
+        differences.remotes.extend(differing(&old.remotes, &new.remotes));
         differences.groups.extend(differences.remotes.iter().cloned());
-        differences.bindings.extend(differing(&old.bindings, &new.bindings, all));
+        differences.bindings.extend(differing(&old.bindings, &new.bindings));
         reindex(
             &mut self.groups,
             node,
@@ -111,7 +108,9 @@ impl Reports {
             new.groups.keys().chain(new.remotes.keys()),
         );
         reindex(&mut self.bindings, node, old.bindings.keys(), new.bindings.keys());
-        self.nodes.insert(node.to_owned(), new);
+        if new != Report::default() {
+            self.nodes.insert(node.to_owned(), new);
+        }
         differences
     }
 
@@ -139,10 +138,9 @@ impl Reports {
 fn differing<V: PartialEq>(
     old: &BTreeMap<NamespacedName, V>,
     new: &BTreeMap<NamespacedName, V>,
-    all: bool,
 ) -> Vec<NamespacedName> {
     let keys: BTreeSet<&NamespacedName> = old.keys().chain(new.keys()).collect();
-    keys.into_iter().filter(|key| all || old.get(*key) != new.get(*key)).cloned().collect()
+    keys.into_iter().filter(|key| old.get(*key) != new.get(*key)).cloned().collect()
 }
 
 fn reindex<'a>(

@@ -7,7 +7,7 @@ use super::release::users;
 use super::truth;
 use crate::api::conditions::{self, ACCEPTED, DELETION_BLOCKED, ENFORCED, RESOLVED_REFS, Verdict, listed};
 use crate::api::{RuleCount, SecurityGroupBindingStatus, SecurityGroupStatus};
-use crate::index::{Binding, Group, Pod};
+use crate::index::{AddressDigest, Binding, Group, Pod};
 use crate::policy::NamespacedName;
 use jiff::Timestamp;
 use std::collections::BTreeSet;
@@ -111,14 +111,20 @@ fn group_accepted(group: &Group) -> Verdict {
 fn group_refs(cluster: &Cluster, group: &Group) -> Verdict {
     let remotes = group.remotes();
     let (found, missing): (BTreeSet<_>, BTreeSet<_>) = remotes.iter().partition(|r| cluster.index.group(r).is_some());
-    let empty: Vec<_> = found.into_iter().filter(|r| cluster.members(r).is_none()).collect();
+    let matches_nobody =
+        |r: &&NamespacedName| cluster.members(r).is_none_or(|m| m.published == AddressDigest::default());
+    let empty: Vec<_> = found.into_iter().filter(matches_nobody).collect();
     if !missing.is_empty() {
         let message = format!("rules name groups that do not exist and match nobody: {}", listed(missing));
         return Verdict { type_: RESOLVED_REFS, status: false, reason: "GroupNotFound", message };
     }
     let (reason, message) = match empty.as_slice() {
         [] => ("Resolved", "every group that rules name exists and has members".to_owned()),
-        empty => ("GroupEmpty", format!("rules name groups that have no members and match nobody: {}", listed(empty))),
+        empty => {
+            let message =
+                format!("rules name groups that have no member with an address and match nobody: {}", listed(empty));
+            ("GroupEmpty", message)
+        }
     };
     Verdict { type_: RESOLVED_REFS, status: true, reason, message }
 }

@@ -1,1 +1,9 @@
-//! The controller's decisions, from objects in to conditions and writes out.
+//! The controller's pure parts against an API server in memory and real agents' states.
+
+mod agreement;
+mod objects;
+mod slices;
+mod statuses;
+mod truth;
+mod work;
+mod world;

@@ -42,17 +42,25 @@ pub struct Writers {
     metrics: Metrics,
 }
 
-/// One write to a group's or binding's metadata or status.
-enum Write {
+/// One write to a group's metadata or status.
+pub enum Write {
+    /// A merge patch of the finalizers.
     Finalizers(Value),
+    /// A merge patch of the status.
     Status(Value),
 }
 
 /// One write to a slice.
-enum SliceWrite {
+pub enum SliceWrite {
+    /// It should be, and is not.
     Create(Box<SecurityGroupSlice>),
+    /// It should say something else.
     Replace(Box<SecurityGroupSlice>),
-    Delete { uid: Option<String> },
+    /// It should not be: this one, not one that comes to bear its name.
+    Delete {
+        /// Its uid.
+        uid: Option<String>,
+    },
 }
 
 impl Writers {
@@ -139,7 +147,7 @@ impl Writers {
 }
 
 /// The next write that a group needs.
-fn group_write(cluster: &Cluster, name: &NamespacedName, now: Timestamp) -> Option<Write> {
+pub fn group_write(cluster: &Cluster, name: &NamespacedName, now: Timestamp) -> Option<Write> {
     let Seen { metadata, ours } = cluster.seen_group(name)?;
     let group = cluster.index.group(name)?;
     let finalizers = metadata.finalizers.clone().unwrap_or_default();
@@ -163,14 +171,14 @@ fn group_write(cluster: &Cluster, name: &NamespacedName, now: Timestamp) -> Opti
 }
 
 /// The status that a binding needs.
-fn binding_write(cluster: &Cluster, name: &NamespacedName, now: Timestamp) -> Option<Value> {
+pub fn binding_write(cluster: &Cluster, name: &NamespacedName, now: Timestamp) -> Option<Value> {
     let Seen { metadata, ours } = cluster.seen_binding(name)?;
     let status = status::of_binding(cluster, name, ours, now)?;
     (status != *ours).then(|| json!({ "metadata": { "resourceVersion": metadata.resource_version }, "status": status }))
 }
 
 /// The write that a slice needs.
-fn slice_write(cluster: &Cluster, group: &NamespacedName, name: &str) -> Option<SliceWrite> {
+pub fn slice_write(cluster: &Cluster, group: &NamespacedName, name: &str) -> Option<SliceWrite> {
     let wanted = cluster.wanted_slice(group, name);
     let seen = cluster.seen_slice(group, name);
     match (wanted, seen) {

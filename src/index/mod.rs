@@ -145,7 +145,9 @@ impl Index {
         let name = binding.name.clone();
         let mut changes = Changes::default();
         let old = self.bindings.get(&name).cloned();
-        if let (Some(old), true) = (&old, binding.error.is_some()) {
+        if let (Some(old), true) = (&old, binding.error.is_some())
+            && old.uid == binding.uid
+        {
             binding.groups.clone_from(&old.groups);
             binding.selector.clone_from(&old.selector);
         }

@@ -217,12 +217,13 @@ fn on_axis(traffic: &Traffic, family: Family) -> Carried {
 
 /// What to match the protocol with, and its number; no number where a packet does not show it in one piece.
 fn selectors(family: Family, view: View, axis: Axis) -> (&'static str, Option<&'static str>) {
+    // By number: names would need /etc/protocols, which slim images do not have.
     let protocol = match (axis, family) {
-        (Axis::Transport(Transport::Tcp), _) => "meta l4proto tcp",
-        (Axis::Transport(Transport::Udp), _) => "meta l4proto udp",
-        (Axis::Transport(Transport::Sctp), _) => "meta l4proto sctp",
-        (Axis::Icmp, Family::V4) => "meta l4proto icmp",
-        (Axis::Icmp, Family::V6) => "meta l4proto ipv6-icmp",
+        (Axis::Transport(Transport::Tcp), _) => "meta l4proto 6",
+        (Axis::Transport(Transport::Udp), _) => "meta l4proto 17",
+        (Axis::Transport(Transport::Sctp), _) => "meta l4proto 132",
+        (Axis::Icmp, Family::V4) => "meta l4proto 1",
+        (Axis::Icmp, Family::V6) => "meta l4proto 58",
     };
     let number = match (axis, view) {
         (Axis::Transport(_), View::Ingress | View::Egress) => Some("ct reply proto-src"),

@@ -5,7 +5,7 @@
 //! is half-way when the generation flips may follow a new map element into a chain that is still empty for it.
 
 use super::model::{Addresses, Constant, Guard, Name, Ruleset, View, digit};
-use super::skeleton::SKELETON;
+use super::skeleton::{BASE_CHAINS, SKELETON};
 use super::{STAND_IN, TABLE};
 use crate::policy::Family;
 use std::fmt::Write;
@@ -33,22 +33,37 @@ impl Plan {
 
 /// The transactions from any state of our table, or none, to this one, with one or the other in force at every instant.
 ///
-/// [`full`] alone is not enough over a table in use: a packet that meets the new base chains just before the generation flips,
-/// and the old ones just after, meets empty chains only. So a copy of the table stands in while that happens.
-pub fn replacement(ruleset: &Ruleset) -> [String; 3] {
-    let full = full(ruleset);
+/// [`full`] alone is not enough over a table in use. A packet that meets the new base chains just before the generation
+/// flips, and the old ones just after, meets empty chains only: so a copy stands in while the table is replaced. And for
+/// some microseconds after the flip lookups in new interval sets find nothing: so no packet is sent into a copy before all
+/// of it is there, and none is inside when it goes.
+pub fn replacement(ruleset: &Ruleset) -> Vec<String> {
+    let (mut built, mut guards, mut retired) = (Script::default(), Script::default(), Script::default());
+    built.start(ruleset);
+    guards.change_guards(&Ruleset::default(), ruleset);
+    retired.line(format_args!("add table {TABLE}"));
+    for chain in BASE_CHAINS {
+        // "add" first, as flushing what is not there would fail.
+        retired.line(format_args!("add chain {TABLE} {chain}"));
+        retired.line(format_args!("flush chain {TABLE} {chain}"));
+    }
     // Names are hashes: the table's name is nowhere else.
-    [full.replace(TABLE, STAND_IN), full, format!("delete table {STAND_IN}\n")]
+    let stand_in = |script: &Script| script.text.replace(TABLE, STAND_IN);
+    vec![
+        stand_in(&built),
+        stand_in(&guards),
+        retired.text.clone(),
+        built.text.clone(),
+        guards.text.clone(),
+        stand_in(&retired),
+        format!("delete table {STAND_IN}\n"),
+    ]
 }
 
-/// One transaction from any state of our table, or none, to this one.
+/// One transaction from any state of our table, or none, to this one. For a table that no packet meets: see [`replacement`].
 pub fn full(ruleset: &Ruleset) -> String {
     let mut script = Script::default();
-    // "add" first, as deleting what is not there would fail.
-    script.line(format_args!("add table {TABLE}"));
-    script.line(format_args!("delete table {TABLE}"));
-    script.text.push_str(SKELETON);
-    script.add_all(&Ruleset::default(), ruleset);
+    script.start(ruleset);
     script.change_guards(&Ruleset::default(), ruleset);
     script.text
 }
@@ -74,6 +89,15 @@ impl Script {
         // Writing to a String cannot fail.
         let _ = self.text.write_fmt(line);
         self.text.push('\n');
+    }
+
+    /// A table in which nobody is guarded yet, with all that this ruleset needs to guard them.
+    fn start(&mut self, ruleset: &Ruleset) {
+        // "add" first, as deleting what is not there would fail.
+        self.line(format_args!("add table {TABLE}"));
+        self.line(format_args!("delete table {TABLE}"));
+        self.text.push_str(SKELETON);
+        self.add_all(&Ruleset::default(), ruleset);
     }
 
     /// Adds constants and group sets that are new: first what others refer to.

@@ -5,6 +5,9 @@ pub const DENIED_INGRESS: &str = "denied_ingress";
 /// Where egress ends that no rule allowed.
 pub const DENIED_EGRESS: &str = "denied_egress";
 
+/// Where packets come in.
+pub const BASE_CHAINS: [&str; 3] = ["egress", "egress_to_node", "ingress"];
+
 /// Creates the empty table. One base chain per direction: an accept ends only its own direction.
 ///
 /// - Packets without a tuple cannot be judged by one: they are dropped by their header, except neighbour discovery.

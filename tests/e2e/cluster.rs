@@ -121,6 +121,13 @@ impl Running {
         Self(Some(command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()))
     }
 
+    /// Asks it to end, and returns what it said last.
+    pub fn stop(self) -> String {
+        let pid = self.0.as_ref().unwrap().id().to_string();
+        assert!(Command::new("kill").args(["-TERM", &pid]).status().unwrap().success(), "it ended by itself");
+        self.last_line()
+    }
+
     /// Waits for its end, and returns what it said last.
     pub fn last_line(mut self) -> String {
         let output = self.0.take().unwrap().wait_with_output().unwrap();

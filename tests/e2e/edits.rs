@@ -64,7 +64,6 @@ fn a_thousand_edits_lose_no_allowed_packet_pass_no_denied_one_and_leave_nothing(
         Running::start(probe)
     };
     let (same, across) = (&pods["s0"].addresses, &pods["s1"].addresses);
-    // Longer than the edits take; ended by signal when they are done.
     let mut allowed = Vec::new();
     let mut denied = Vec::new();
     for (from, to) in [("near", same), ("near", across), ("far", same)] {
@@ -84,13 +83,12 @@ fn a_thousand_edits_lose_no_allowed_packet_pass_no_denied_one_and_leave_nothing(
     namespace.apply(&groups(0));
     namespace.enforced();
     println!("{} edits in {:.1} s", GROUPS * ROUNDS, started.elapsed().as_secs_f64());
-    assert!(started.elapsed().as_secs() < 85, "the traffic must outlast the edits");
     for flow in allowed {
-        let said = flow.last_line();
+        let said = flow.stop();
         assert!(said.contains(" lost 0 "), "an allowed packet was lost: {said}");
     }
     for flow in denied {
-        let said = flow.last_line();
+        let said = flow.stop();
         assert!(said.contains(" open 0 "), "a denied connection came to be: {said}");
     }
     assert_eq!([names("n1"), names("n2")], before, "something was left over");
@@ -102,4 +100,5 @@ fn a_thousand_edits_lose_no_allowed_packet_pass_no_denied_one_and_leave_nothing(
     }
 }
 
-const TRAFFIC: &str = "90s";
+/// Longer than the edits take.
+const TRAFFIC: &str = "10m";

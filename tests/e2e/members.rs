@@ -1,6 +1,6 @@
 //! Members come, go and move; nobody touches a group.
 
-use super::cluster::{Namespace, calm, eventually, kubectl, table};
+use super::cluster::{Namespace, calm, eventually, get, kubectl, table};
 use super::reach::{Pod, target};
 
 /// A Deployment of one pod that serves.
@@ -22,18 +22,12 @@ spec:
 }
 
 fn only_pod(namespace: &Namespace, app: &str) -> Option<Pod> {
-    let names = namespace.kubectl(&[
-        "get",
-        "pods",
-        "-l",
-        &format!("app={app}"),
-        "--field-selector=status.phase=Running",
-        "-o",
-        "jsonpath={range .items[?(!@.metadata.deletionTimestamp)]}{.metadata.name}{\"\\n\"}{end}",
-    ]);
-    let names: Vec<&str> = names.lines().collect();
-    let [name] = names.as_slice() else { return None };
-    Some(namespace.pod(name)).filter(|pod| pod.addresses.len() == 2)
+    let pods = get(&["-n", &namespace.0, "pods", "-l", &format!("app={app}")]);
+    let pods = pods["items"].as_array().unwrap();
+    let live: Vec<_> = pods.iter().filter(|pod| pod["metadata"].get("deletionTimestamp").is_none()).collect();
+    let [pod] = live.as_slice() else { return None };
+    let has_addresses = pod["status"]["podIPs"].as_array().is_some_and(|ips| ips.len() == 2);
+    has_addresses.then(|| namespace.pod(pod["metadata"]["name"].as_str().unwrap()))
 }
 
 #[test]

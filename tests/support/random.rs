@@ -7,13 +7,20 @@ const SEED_VARIABLE: &str = "RINGFENCE_TEST_SEED";
 
 /// The seeds of a test: its fixed ones and a fresh one, or the one that the environment names.
 pub fn seeds(fixed: impl IntoIterator<Item = u64>) -> Vec<u64> {
-    match std::env::var(SEED_VARIABLE) {
-        Ok(seed) => vec![seed.parse().expect("the seed is a number")],
-        Err(_) => {
-            let fresh = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_nanos() as u64;
-            fixed.into_iter().chain([fresh]).collect()
-        }
-    }
+    named().map_or_else(|| fixed.into_iter().chain([fresh()]).collect(), |seed| vec![seed])
+}
+
+/// The seed of a test that has one only.
+pub fn seed() -> u64 {
+    named().unwrap_or_else(fresh)
+}
+
+fn named() -> Option<u64> {
+    std::env::var(SEED_VARIABLE).ok().map(|seed| seed.parse().expect("the seed is a number"))
+}
+
+fn fresh() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_nanos() as u64
 }
 
 /// How to repeat a run, for messages.

@@ -101,7 +101,7 @@ impl Drop for Flow {
 impl Counts {
     fn send(&self, from: &UdpSocket, to: SocketAddr, expect: Expect) {
         while !self.stop.load(SeqCst) {
-            if self.sent.load(SeqCst) % BURST == 0 {
+            if self.sent.load(SeqCst).is_multiple_of(BURST) {
                 std::thread::sleep(PAUSE);
             }
             // Refused ones do not count: the kernel tells of earlier ICMP errors here.
