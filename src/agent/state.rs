@@ -172,13 +172,12 @@ impl State {
         tried: &BTreeMap<NamespacedName, Revision>,
     ) -> Desired {
         let before = self.held_back.clone();
-        for (name, revision) in wanted {
+        for name in wanted.keys() {
+            let Some(group) = self.index.group(name) else { continue };
+            let latest = (group.uid.clone(), group.rules_generation);
             let instead = tried.get(name);
-            if instead != Some(revision)
-                && let Some(group) = self.index.group(name)
-            {
-                let refused = (group.uid.clone(), group.rules_generation);
-                let held = HeldBack { refused, instead: instead.cloned(), message: String::new() };
+            if instead.is_none_or(|r| (&r.uid, r.generation) != (&latest.0, latest.1)) {
+                let held = HeldBack { refused: latest, instead: instead.cloned(), message: String::new() };
                 self.held_back.insert(name.clone(), held);
             }
         }

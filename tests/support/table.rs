@@ -9,7 +9,8 @@ pub type Table = BTreeMap<String, Vec<String>>;
 
 /// The table that is in a namespace.
 pub fn read(netns: &Netns) -> Table {
-    parse(&netns.nft(&["list", "table", "inet", "ringfence"]))
+    // By number: names depend on the machine's /etc/protocols.
+    parse(&netns.nft(&["--numeric-protocol", "list", "table", "inet", "ringfence"]))
 }
 
 /// The table that a ruleset makes from nothing.

@@ -96,7 +96,7 @@ impl Topology {
         ] {
             node.netns.sysctl(key, value);
         }
-        // Pods are on this port of the node, at the other end of theirs.
+        // In a bridged network pods are its ports. In both it has the node's addresses.
         node.netns.ip("link add br0 address 02:00:00:00:00:01 type bridge\nlink set br0 up");
         for key in ["net/bridge/bridge-nf-call-iptables", "net/bridge/bridge-nf-call-ip6tables"] {
             node.netns.sysctl(key, "1");
