@@ -34,7 +34,8 @@ fn mk_pod(pod: &str, app: &str, ips: &[&str]) -> Pod {
 }
 
 fn mk_group(group: &str, generation: i64, remotes: &[&str]) -> SecurityGroup {
-    let rule = |r: &&str| json!({ "protocol": "TCP", "ports": [generation], "remote": { "securityGroup": { "name": r } } });
+    let rule =
+        |r: &&str| json!({ "protocol": "TCP", "ports": [generation], "remote": { "securityGroup": { "name": r } } });
     let ingress: Vec<Value> = remotes.iter().map(rule).collect();
     serde_json::from_value(json!({
         "apiVersion": "ringfence.io/v1alpha1",
@@ -323,8 +324,7 @@ async fn s13_what_is_held_back_already_does_not_fail_every_trial() {
             desired.ruleset.constants.values().any(|c| format!("{c:?}").contains("66..=66")).then(|| "no".to_owned())
         };
         assert!(refuses(&state.desired()).is_some());
-        let refused =
-            find_refused(&good, &wanted, async |tried| refuses(&state.desired_with(&wanted, tried))).await;
+        let refused = find_refused(&good, &wanted, async |tried| refuses(&state.desired_with(&wanted, tried))).await;
         assert_eq!(refused.keys().collect::<Vec<_>>(), [&name("worse")], "good before: {good_before}");
         state.held_back.extend(refused);
         let desired = state.desired();
@@ -368,7 +368,8 @@ fn news() -> impl Strategy<Value = News> {
     let groups = || prop::collection::vec(0..GROUPS.len(), 0..3);
     prop_oneof![
         (0..4usize, 0..APPS.len(), ips()).prop_map(|(pod, app, ips)| News::Pod(pod, app, ips)),
-        (0..GROUPS.len(), 1..4i64, groups()).prop_map(|(group, generation, remotes)| News::Group(group, generation, remotes)),
+        (0..GROUPS.len(), 1..4i64, groups())
+            .prop_map(|(group, generation, remotes)| News::Group(group, generation, remotes)),
         (0..3usize, groups(), 0..APPS.len()).prop_map(|(binding, groups, app)| News::Binding(binding, groups, app)),
         (0..GROUPS.len(), prop::sample::select(&["uid-a", "uid-b", "uid-c"]), ips())
             .prop_map(|(group, uid, ips)| News::Slice(group, uid, ips)),

@@ -269,7 +269,12 @@ fn s13_what_was_not_accepted_is_not_enforced_though_its_last_good_rules_are() {
 #[test]
 fn s15_what_makes_no_difference_in_the_kernel_is_not_waited_for() {
     let anyone = json!({ "protocol": "Any", "remote": { "cidrs": ["0.0.0.0/0", "::/0"] } });
-    for (ips, other) in [(vec!["10.0.0.1"], vec![]), (vec![], vec![]), (vec!["172.30.0.1"], vec![]), (vec!["10.0.0.1"], vec!["10.0.0.1"])] {
+    for (ips, other) in [
+        (vec!["10.0.0.1"], vec![]),
+        (vec![], vec![]),
+        (vec!["172.30.0.1"], vec![]),
+        (vec!["10.0.0.1"], vec!["10.0.0.1"]),
+    ] {
         let mut world = World::new(&["n1"]);
         world.group("web", json!({}));
         world.group("db", json!({ "ingress": [anyone, from_group("web")] }));
