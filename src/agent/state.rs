@@ -32,9 +32,6 @@ pub struct HeldBack {
     pub message: String,
 }
 
-/// What combination of revisions a profile was compiled from.
-type ProfileKey = Vec<(NamespacedName, String, i64)>;
-
 /// See the module.
 pub struct State {
     /// The node's pods, and all groups and bindings.
@@ -44,7 +41,8 @@ pub struct State {
     /// Revisions that the kernel refused.
     pub held_back: BTreeMap<NamespacedName, HeldBack>,
     node_addresses: BTreeSet<IpAddr>,
-    profiles: BTreeMap<ProfileKey, Arc<Profile>>,
+    /// Of the last round, by the rules they were compiled from. Not by generation: a restored API server counts some anew.
+    profiles: BTreeMap<Interface, Arc<Profile>>,
 }
 
 /// A ruleset, and what may be said of it once it is in the kernel.
@@ -90,7 +88,8 @@ impl State {
     /// What the node should enforce now.
     pub fn desired(&mut self) -> Desired {
         let mut desired = Desired::default();
-        let mut profiles = BTreeMap::new();
+        // Pods with the same groups share one.
+        let mut profiles: BTreeMap<BTreeSet<&NamespacedName>, (Interface, Arc<Profile>)> = BTreeMap::new();
         // Who guards an address; `None` when more than one pod claims it.
         let mut guarded: BTreeMap<IpAddr, Option<Arc<Profile>>> = BTreeMap::new();
         let mut groups: BTreeMap<NamespacedName, AddressDigest> = BTreeMap::new();
@@ -113,7 +112,8 @@ impl State {
                     desired.revisions.insert((*group).clone(), revision);
                 }
             }
-            let profile = self.profile(&attached, &desired.revisions, &mut profiles);
+            let (_, profile) =
+                profiles.entry(attached).or_insert_with_key(|groups| self.profile(groups, &desired.revisions));
             for address in pod.claimed() {
                 // A pod that claims the node's address must not close the node.
                 if !self.node_addresses.contains(address) {
@@ -122,7 +122,7 @@ impl State {
                 }
             }
         }
-        self.profiles = profiles;
+        self.profiles = profiles.into_values().collect();
 
         let closed = compile(&Interface::new());
         let index = &self.index;
@@ -197,24 +197,17 @@ impl State {
         }
     }
 
-    /// The profile for these groups: this round's, the last round's, or a new one.
+    /// The profile for these groups: the last round's, if they say the same, or a new one.
     fn profile(
         &self,
         attached: &BTreeSet<&NamespacedName>,
         revisions: &BTreeMap<NamespacedName, Revision>,
-        round: &mut BTreeMap<ProfileKey, Arc<Profile>>,
-    ) -> Arc<Profile> {
-        let present: Vec<(&NamespacedName, &Revision)> =
-            attached.iter().filter_map(|name| Some((*name, revisions.get(*name)?))).collect();
-        let key: ProfileKey = present.iter().map(|(n, r)| ((*n).clone(), r.uid.clone(), r.generation)).collect();
-        if let Some(profile) = round.get(&key).or_else(|| self.profiles.get(&key)).cloned() {
-            round.insert(key, profile.clone());
-            return profile;
-        }
-        let interface: Interface = present.iter().map(|(n, r)| ((*n).clone(), r.rules.clone())).collect();
-        let profile = Arc::new(compile(&interface));
-        round.insert(key, profile.clone());
-        profile
+    ) -> (Interface, Arc<Profile>) {
+        let present = attached.iter().filter_map(|name| Some(((*name).clone(), revisions.get(*name)?.rules.clone())));
+        let interface: Interface = present.collect();
+        let known = self.profiles.get(&interface).cloned();
+        let profile = known.unwrap_or_else(|| Arc::new(compile(&interface)));
+        (interface, profile)
     }
 
     fn failures(&self, revisions: &BTreeMap<NamespacedName, Revision>) -> Vec<EnforcementFailure> {

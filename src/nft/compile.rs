@@ -90,13 +90,16 @@ impl Builder {
         }
 
         let mut rules = self.accept(family, view, "", &any);
-        for (axis, rows) in axes {
-            self.axis(family, view, axis, rows, &mut rules);
+        // Nothing gets past an unconditional accept, so nothing is looked up behind it.
+        if !any.cidrs.covers(family) {
+            for (axis, rows) in axes {
+                self.axis(family, view, axis, rows, &mut rules);
+            }
+            rules.push(match view.direction() {
+                Direction::Ingress => format!("goto {DENIED_INGRESS}"),
+                Direction::Egress => format!("goto {DENIED_EGRESS}"),
+            });
         }
-        rules.push(match view.direction() {
-            Direction::Ingress => format!("goto {DENIED_INGRESS}"),
-            Direction::Egress => format!("goto {DENIED_EGRESS}"),
-        });
         let prefix = match view {
             View::Ingress => "in",
             View::Egress => "out",

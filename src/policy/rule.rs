@@ -46,7 +46,7 @@ pub enum Direction {
 }
 
 /// A group's rules, parsed.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Group {
     /// What may come in.
     pub ingress: Vec<Rule>,
