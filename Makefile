@@ -7,7 +7,7 @@ export CNI
 cluster := $(or $(RINGFENCE_CLUSTER_DIR),$(CURDIR)/target/cluster)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test unit lint crds manifests image install cluster cluster-delete
+.PHONY: help demo test unit lint crds manifests image install bench-latency cluster cluster-delete
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' Makefile | column -t -s '|'
@@ -41,6 +41,9 @@ image: ## the image, in target/image/ringfence.tar (root)
 
 install: ## builds the image and installs it into the running test cluster with Helm; again after every change
 	deploy/install.sh
+
+bench-latency: ## how long after kubectl returns a change is in force, on the running test cluster
+	cargo bench --locked --bench latency
 
 cluster: ## two nodes of real Kubernetes on this machine; CNI=ptp or CNI=bridge (root)
 	tests/cluster/up.sh

@@ -24,7 +24,8 @@ pub fn alone() -> RwLockWriteGuard<'static, ()> {
     CALM.write().unwrap_or_else(PoisonError::into_inner)
 }
 
-fn folder() -> PathBuf {
+/// The folder of the cluster.
+pub fn folder() -> PathBuf {
     let default = concat!(env!("CARGO_MANIFEST_DIR"), "/target/cluster");
     let folder = PathBuf::from(std::env::var("RINGFENCE_CLUSTER_DIR").unwrap_or_else(|_| default.into()));
     assert!(
@@ -121,9 +122,14 @@ impl Running {
         Self(Some(command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()))
     }
 
+    /// Its process.
+    pub fn id(&self) -> u32 {
+        self.0.as_ref().unwrap().id()
+    }
+
     /// Asks it to end, and returns what it said last.
     pub fn stop(self) -> String {
-        let pid = self.0.as_ref().unwrap().id().to_string();
+        let pid = self.id().to_string();
         assert!(Command::new("kill").args(["-TERM", &pid]).status().unwrap().success(), "it ended by itself");
         self.last_line()
     }

@@ -1,7 +1,10 @@
 //! Who reaches whom: pods that serve, and probes from pods, nodes and outside.
 
-use super::cluster::{Namespace, command, output_of, probe};
+use super::cluster::{Namespace, Running, command, eventually, output_of, probe};
+use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 use std::collections::BTreeMap;
+use std::fs::{File, read_link};
+use std::os::fd::AsFd;
 use std::process::Command;
 
 /// The office of the examples, outside the cluster.
@@ -124,6 +127,21 @@ impl Pod {
     /// `protocol:address:port` for both families.
     pub fn on(&self, protocol: &str, port: u16) -> Vec<String> {
         self.addresses.iter().map(|a| target(protocol, a, port)).collect()
+    }
+
+    /// Does some work in the pod's network, on a thread of its own. Sockets made there belong to it wherever they go.
+    pub fn enter<R: Send>(&self, work: impl FnOnce() -> R + Send) -> R {
+        let mut stay = command("pod");
+        stay.args([&format!("{}/{}", self.namespace, self.name), "sleep", "60"]);
+        let inside = Running::start(stay);
+        let (own, path) = (read_link("/proc/self/ns/net").unwrap(), format!("/proc/{}/ns/net", inside.id()));
+        eventually("a process in the pod's network", || read_link(&path).is_ok_and(|network| network != own));
+        let network = File::open(path).unwrap();
+        let inside = || {
+            move_into_link_name_space(network.as_fd(), Some(LinkNameSpaceType::Network)).unwrap();
+            work()
+        };
+        std::thread::scope(|scope| scope.spawn(inside).join()).unwrap_or_else(|panic| std::panic::resume_unwind(panic))
     }
 
     /// As an origin of probes.
