@@ -70,18 +70,22 @@ impl Tracked for SecurityGroupBinding {
     }
 }
 
+/// Takes in a list of all there is.
+///
+/// What was seen before is forgotten first: versions run backwards when the API server was restored from a backup, and what is
+/// remembered would pass for newer than anything it shows from then on.
+pub fn take_list<K: Tracked>(cluster: &mut Cluster, objects: Vec<K>, malformed: Vec<Malformed>) {
+    for known in K::known(cluster) {
+        K::forget(known, cluster);
+    }
+    objects.iter().for_each(|object| object.see(cluster));
+    malformed.iter().for_each(|m| K::see_malformed(&m.meta, cluster));
+    Feed(|update: Update| cluster.update(update)).reset(objects, malformed);
+}
+
 impl<K: Tracked> Sink<K> for Objects {
     fn reset(&mut self, objects: Vec<K>, malformed: Vec<Malformed>) {
-        self.0.change(|cluster| {
-            let metadata = objects.iter().map(K::meta).chain(malformed.iter().map(|m| &m.meta));
-            let listed: BTreeSet<NamespacedName> = metadata.map(name_of).collect();
-            for gone in K::known(cluster).into_iter().filter(|name| !listed.contains(name)) {
-                K::forget(gone, cluster);
-            }
-            objects.iter().for_each(|object| object.see(cluster));
-            malformed.iter().for_each(|m| K::see_malformed(&m.meta, cluster));
-            Feed(|update: Update| cluster.update(update)).reset(objects, malformed);
-        });
+        self.0.change(|cluster| take_list(cluster, objects, malformed));
     }
 
     fn apply(&mut self, object: K) {
@@ -121,12 +125,8 @@ pub struct Slices(pub Shared);
 impl Sink<SecurityGroupSlice> for Slices {
     fn reset(&mut self, slices: Vec<SecurityGroupSlice>, _: Vec<Malformed>) {
         self.0.change(|cluster| {
-            let name = |s: &SecurityGroupSlice| {
-                let NamespacedName { namespace, name } = name_of(&s.metadata);
-                (NamespacedName { namespace, name: s.spec.group.clone() }, name)
-            };
-            let listed: BTreeSet<_> = slices.iter().map(name).collect();
-            for (group, slice) in cluster.slice_names().into_iter().filter(|s| !listed.contains(s)) {
+            // As above: what was seen before says nothing about what is listed now.
+            for (group, slice) in cluster.slice_names() {
                 cluster.forget_slice(&group, &slice);
             }
             slices.into_iter().for_each(|slice| cluster.see_slice(slice));

@@ -4,12 +4,13 @@ use super::objects::{allows, from_group, key, mk_pod};
 use super::world::{NOW, World};
 use crate::api::FINALIZER;
 use crate::controller::cluster::{Cluster, Seen, Work};
-use crate::controller::feeds::Tracked;
+use crate::controller::feeds::{Tracked, take_list};
 use crate::controller::status;
 use crate::controller::writers::{Write, binding_write, group_write};
 use crate::index::{Indexed, Update};
 use crate::policy::NamespacedName;
 use jiff::Timestamp;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use serde_json::{Value, json};
 
 fn group_patch(cluster: &Cluster, name: &NamespacedName) -> Option<(&'static str, Value)> {
@@ -235,6 +236,23 @@ fn what_a_watch_shows_late_is_ignored() {
     anew.metadata.resource_version = Some("1".into());
     world.cluster.see_group(key("db"), Some(anew));
     assert_eq!(world.cluster.seen_group(&key("db")).unwrap().metadata.uid.as_deref(), Some("another"));
+}
+
+#[test]
+fn what_a_list_shows_counts_though_its_versions_are_older() {
+    let mut world = World::new(&["n1"]);
+    world.group("db", json!({}));
+    world.binding("b", &["db"], "db");
+    let (old_group, old_binding) = (world.groups[&key("db")].clone(), world.bindings[&key("b")].clone());
+    world.settle();
+
+    // The API server was restored from a backup.
+    take_list(&mut world.cluster, vec![old_group.clone()], vec![]);
+    take_list(&mut world.cluster, vec![old_binding.clone()], vec![]);
+    let seen = |m: &ObjectMeta| m.resource_version.clone();
+    assert_eq!(seen(&world.cluster.seen_group(&key("db")).unwrap().metadata), seen(&old_group.metadata));
+    assert_eq!(seen(&world.cluster.seen_binding(&key("b")).unwrap().metadata), seen(&old_binding.metadata));
+    assert!(matches!(group_write(&world.cluster, &key("db"), NOW), Some(Write::Finalizers(_))), "all over again");
 }
 
 #[test]
