@@ -49,7 +49,9 @@ impl Namespace {
     /// Creates pods, given as name, app and node, and waits until they are ready.
     pub fn pods(&self, pods: &[(&str, &str, &str)]) -> BTreeMap<String, Pod> {
         self.apply(&pods.iter().map(|(name, app, node)| pod_manifest(name, app, node)).collect::<String>());
-        self.kubectl(&["wait", "--for=condition=Ready", "pod", "--all", "--timeout=60s"]);
+        let names: Vec<String> = pods.iter().map(|(name, _, _)| format!("pod/{name}")).collect();
+        let wait = ["wait", "--for=condition=Ready", "--timeout=60s"];
+        self.kubectl(&wait.into_iter().chain(names.iter().map(String::as_str)).collect::<Vec<_>>());
         pods.iter().map(|(name, _, _)| ((*name).to_owned(), self.pod(name))).collect()
     }
 

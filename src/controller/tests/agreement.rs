@@ -357,7 +357,7 @@ impl Run {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 300, max_shrink_iters: 3000, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 60, max_shrink_iters: 3000, failure_persistence: None, ..ProptestConfig::default() })]
     #[test]
     fn s15_enforced_is_said_when_and_only_when_it_is_so(steps in prop::collection::vec(step(), 1..50)) {
         let mut run = Run { world: World::new(&NODES), ..Run::default() };
