@@ -103,12 +103,16 @@ fn step() -> impl Strategy<Value = Step> {
     ]
 }
 
+/// Uid and generation of rules.
+type Revision = (String, i64);
+/// The addresses they guard, pod by pod.
+type Guarded = BTreeSet<(NamespacedName, IpAddr)>;
+
 /// What is in a node's kernel, by name and address, no digests.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 struct View {
-    /// Uid and generation of the rules, and the addresses they guard, pod by pod.
-    groups: BTreeMap<NamespacedName, ((String, i64), BTreeSet<(NamespacedName, IpAddr)>)>,
-    bindings: BTreeMap<NamespacedName, ((String, i64), BTreeSet<(NamespacedName, IpAddr)>)>,
+    groups: BTreeMap<NamespacedName, (Revision, Guarded)>,
+    bindings: BTreeMap<NamespacedName, (Revision, Guarded)>,
     remotes: BTreeMap<NamespacedName, BTreeSet<IpAddr>>,
 }
 
