@@ -7,7 +7,7 @@ export CNI
 cluster := $(or $(RINGFENCE_CLUSTER_DIR),$(CURDIR)/target/cluster)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test unit lint crds manifests image install bench-latency cluster cluster-delete
+.PHONY: help demo test unit lint crds manifests image install bench-latency soak cluster cluster-delete
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' Makefile | column -t -s '|'
@@ -44,6 +44,9 @@ install: ## builds the image and installs it into the running test cluster with 
 
 bench-latency: ## how long after kubectl returns a change is in force, on the running test cluster
 	cargo bench --locked --bench latency
+
+soak: ## everything at once for minutes, on the running test cluster; nothing forbidden may come through
+	cargo bench --locked --bench soak
 
 cluster: ## two nodes of real Kubernetes on this machine; CNI=ptp or CNI=bridge (root)
 	tests/cluster/up.sh

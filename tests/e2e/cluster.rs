@@ -104,6 +104,21 @@ pub fn table(node: &str) -> String {
     output_of(list)
 }
 
+/// The agent's process on a node, seen from this machine. It runs in the node's own network.
+pub fn agent(node: &str) -> String {
+    let mut read = command("node");
+    read.args([node, "readlink", "/proc/self/ns/net"]);
+    let network = output_of(read);
+    let processes = std::fs::read_dir("/proc").unwrap().filter_map(Result::ok);
+    let found = processes.map(|p| p.path()).find(|process| {
+        let network_of =
+            std::fs::read_link(process.join("ns/net")).map(|l| l.display().to_string()).unwrap_or_default();
+        let command = std::fs::read(process.join("cmdline")).unwrap_or_default();
+        network_of == network.trim() && String::from_utf8_lossy(&command).contains("ringfence\0agent")
+    });
+    found.unwrap_or_else(|| panic!("no agent on {node}")).file_name().unwrap().to_str().unwrap().to_owned()
+}
+
 /// Waits until something holds.
 pub fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
     let deadline = Instant::now() + SOON;

@@ -1,6 +1,6 @@
 //! Parts of Ringfence stop, and what is programmed stays (S8); what is not programmed is not called enforced (S15).
 
-use super::cluster::{Namespace, Running, alone, command, eventually, kubectl, output_of};
+use super::cluster::{Namespace, Running, agent, alone, command, eventually, kubectl, output_of};
 use super::reach::Pod;
 use std::time::Duration;
 
@@ -20,21 +20,6 @@ fn scene(name: &str) -> (Namespace, Pod, Pod) {
 
 fn allow(namespace: &Namespace, port: u16) {
     namespace.group("server", &format!("[{{protocol: TCP, ports: [{port}], remote: {ANYWHERE}}}]"), None);
-}
-
-/// The agent's process on a node, seen from this machine. It runs in the node's own network.
-fn agent(node: &str) -> String {
-    let mut read = command("node");
-    read.args([node, "readlink", "/proc/self/ns/net"]);
-    let network = output_of(read);
-    let processes = std::fs::read_dir("/proc").unwrap().filter_map(Result::ok);
-    let found = processes.map(|p| p.path()).find(|process| {
-        let network_of =
-            std::fs::read_link(process.join("ns/net")).map(|l| l.display().to_string()).unwrap_or_default();
-        let command = std::fs::read(process.join("cmdline")).unwrap_or_default();
-        network_of == network.trim() && String::from_utf8_lossy(&command).contains("ringfence\0agent")
-    });
-    found.unwrap_or_else(|| panic!("no agent on {node}")).file_name().unwrap().to_str().unwrap().to_owned()
 }
 
 /// Stops a process until it is dropped.

@@ -31,10 +31,11 @@ func hammer(ctx context.Context, args []string) error {
 	ctx, cancel := context.WithTimeout(ctx, *duration)
 	defer cancel()
 	var (
-		all    sync.WaitGroup
-		mu     sync.Mutex
-		counts = map[string]int{}
-		tried  int
+		all     sync.WaitGroup
+		mu      sync.Mutex
+		counts  = map[string]int{}
+		tried   int
+		success = tally{previous: time.Now()}
 	)
 	ticker := time.NewTicker(*interval)
 	defer ticker.Stop()
@@ -49,6 +50,9 @@ func hammer(ctx context.Context, args []string) error {
 			mu.Lock()
 			defer mu.Unlock()
 			counts[r.verdict]++
+			if r.verdict == open {
+				success.silence()
+			}
 		})
 		select {
 		case <-ctx.Done():
@@ -56,7 +60,8 @@ func hammer(ctx context.Context, args []string) error {
 		}
 	}
 	all.Wait()
-	fmt.Printf("tried %d open %d timeout %d refused %d unreachable %d\n",
-		tried, counts[open], counts[timeout], counts[refused], counts[unreachable])
+	success.stop()
+	fmt.Printf("tried %d open %d timeout %d refused %d unreachable %d longest-gap-ms %d\n",
+		tried, counts[open], counts[timeout], counts[refused], counts[unreachable], success.longest.Milliseconds())
 	return nil
 }
