@@ -7,7 +7,7 @@ export CNI
 cluster := $(or $(RINGFENCE_CLUSTER_DIR),$(CURDIR)/target/cluster)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test unit lint crds manifests image install bench-latency soak cluster cluster-delete
+.PHONY: help demo test unit lint crds manifests image install bench-datapath bench-latency soak cluster cluster-delete
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' Makefile | column -t -s '|'
@@ -20,6 +20,10 @@ test: ## everything: lints, unit and kernel tests, clusters with both pod networ
 
 unit: ## unit and kernel tests, without a cluster (root)
 	cargo test --locked
+
+# Built like the tests: what is measured is the kernel's work.
+bench-datapath: ## packets and connections through a guarded pod, against `established accept` (root)
+	BENCH_DATE=$$(date -u +%FT%TZ) cargo bench --locked --profile dev --bench datapath
 
 lint: ## format and lints
 	cargo fmt --all --check
