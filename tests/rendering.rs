@@ -180,6 +180,10 @@ fn assert_holds_exactly(node: &Netns, ruleset: &Ruleset) {
                 }
             }
             Constant::Ports(ranges) => assert_holds_ports(ranges.iter(), |port| get(name, &port)),
+            Constant::SinglePortVerdicts(elements) => {
+                let ports: Vec<_> = elements.iter().map(|(port, _)| *port..=*port).collect();
+                assert_holds_ports(ports.iter(), |port| get(name, &port));
+            }
             Constant::PortVerdicts(elements) => {
                 assert_holds_ports(elements.iter().map(|(range, _)| range), |port| get(name, &port));
             }
@@ -296,7 +300,7 @@ fn s13_inputs_that_broke_others_are_enforced_exactly() {
         (0..400u16).map(|i| tcp(1 + i * 10..=60_000 + i, cidrs([format!("10.{}.{}.0/24", i / 200, i % 200).as_str()])));
     let walked = load("more segments than are worth a map", scattered.collect());
     let kinds = |wanted: fn(&Constant) -> bool| walked.constants.values().filter(|c| wanted(c)).count();
-    assert_eq!(kinds(|c| matches!(c, Constant::PortVerdicts(_))), 0);
+    assert_eq!(kinds(|c| matches!(c, Constant::SinglePortVerdicts(_) | Constant::PortVerdicts(_))), 0);
     assert_eq!(kinds(|c| matches!(c, Constant::Ports(_))), 400, "shared by both directions");
 
     let wide = (0..5_000u32).map(|i| format!("{}/32", Ipv4Addr::from_bits(0x0a00_0000 + 2 * i))).collect::<Vec<_>>();

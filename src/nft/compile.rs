@@ -1,7 +1,7 @@
 //! From the groups of an interface to its profile: rules merged until a packet costs a handful of lookups.
 
 use super::model::digit;
-use super::segments::segments;
+use super::segments::{segments, singles};
 use super::skeleton::{DENIED_EGRESS, DENIED_INGRESS};
 use super::{Constant, Name, View};
 use crate::policy::{
@@ -150,8 +150,19 @@ impl Builder {
             (range, verdict.clone())
         });
         let elements = join(elements.collect::<Vec<_>>());
-        let map = self.constant("ports", Constant::PortVerdicts(elements));
-        rules.push(format!("{protocol} {number} vmap @{map}"));
+        let (ports, ranges) = match view {
+            View::Ingress | View::Egress => singles(elements),
+            // Too few such packets pass for it to pay.
+            View::Untracked => (Vec::new(), elements),
+        };
+        if !ports.is_empty() {
+            let map = self.constant("port", Constant::SinglePortVerdicts(ports));
+            rules.push(format!("{protocol} {number} vmap @{map}"));
+        }
+        if !ranges.is_empty() {
+            let map = self.constant("ports", Constant::PortVerdicts(ranges));
+            rules.push(format!("{protocol} {number} vmap @{map}"));
+        }
     }
 
     /// Rules that accept what matches, with any of the remotes. Each starts with `matching`.
@@ -167,6 +178,11 @@ impl Builder {
             View::Untracked => format!("{ip} daddr"),
         };
         let mut rules = Vec::new();
+        // Groups first: a lookup in their hash sets is cheaper than one in an interval set.
+        for group in groups {
+            rules.push(format!("{matching}{remote} @{} accept", Name::group_set(group, family)));
+            self.remotes.insert(group.clone());
+        }
         let nets: Vec<_> = cidrs.nets().collect();
         match nets.as_slice() {
             [] => {}
@@ -175,10 +191,6 @@ impl Builder {
                 let set = self.constant(&format!("c{}", digit(family)), Constant::Cidrs(family, nets));
                 rules.push(format!("{matching}{remote} @{set} accept"));
             }
-        }
-        for group in groups {
-            rules.push(format!("{matching}{remote} @{} accept", Name::group_set(group, family)));
-            self.remotes.insert(group.clone());
         }
         rules
     }

@@ -78,6 +78,8 @@ pub enum Constant {
     Cidrs(Family, Vec<IpNet>),
     /// An interval set of ports.
     Ports(Vec<RangeInclusive<u16>>),
+    /// A hash map from ports to a verdict.
+    SinglePortVerdicts(Vec<(u16, String)>),
     /// An interval map from ports to a verdict.
     PortVerdicts(Vec<(RangeInclusive<u16>, String)>),
 }

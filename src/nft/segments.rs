@@ -1,4 +1,4 @@
-//! Cuts the port axis where the answer changes, so that one map lookup replaces a walk over rules.
+//! Cuts the port axis where the answer changes, so that one or two map lookups replace a walk over rules.
 
 use crate::policy::PortSet;
 use std::collections::{BTreeMap, BTreeSet};
@@ -6,6 +6,12 @@ use std::ops::RangeInclusive;
 
 /// Beyond this much work one rule after the other is the better layout: a tenant's odd rules must not cost the node.
 const MAX_WEIGHT: usize = 20_000;
+
+/// So few ranges are found as fast as a port in a hash map.
+const FEW: usize = 8;
+
+/// So many ports may be written out one by one.
+const MAX_SINGLE: usize = 2_048;
 
 /// The maximal ranges over which the same rows apply, with the indices of those rows; `None` if there would be too many.
 pub fn segments(rows: &[PortSet]) -> Option<Vec<(RangeInclusive<u16>, BTreeSet<usize>)>> {
@@ -41,6 +47,29 @@ pub fn segments(rows: &[PortSet]) -> Option<Vec<(RangeInclusive<u16>, BTreeSet<u
     Some(segments)
 }
 
+/// Writes the narrowest ranges out port by port, for a hash map, and leaves the others. A lookup in a hash map costs the same
+/// however much it holds; one in an interval map compares its way through it.
+pub fn singles<T: Clone>(mut elements: Vec<(RangeInclusive<u16>, T)>) -> Cut<T> {
+    if elements.len() <= FEW {
+        return (Vec::new(), elements);
+    }
+    elements.sort_by_key(|(range, _)| range.len());
+    let mut ports = 0;
+    let narrow = elements.iter().take_while(|(range, _)| {
+        ports += range.len();
+        ports <= MAX_SINGLE
+    });
+    let mut wide = elements.split_off(narrow.count());
+    wide.sort_by_key(|(range, _)| *range.start());
+    let mut singles: Vec<(u16, T)> =
+        elements.into_iter().flat_map(|(range, value)| range.map(move |port| (port, value.clone()))).collect();
+    singles.sort_by_key(|(port, _)| *port);
+    (singles, wide)
+}
+
+/// Ports one by one, and ranges; each ascending.
+pub type Cut<T> = (Vec<(u16, T)>, Vec<(RangeInclusive<u16>, T)>);
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -60,6 +89,17 @@ mod tests {
     fn too_much_is_refused() {
         let rows: Vec<PortSet> = (0..400).map(|i| ports(&[(i * 10, 60_000 + i)])).collect();
         assert_eq!(segments(&rows), None);
+    }
+
+    #[test]
+    fn the_narrowest_are_written_out() {
+        let few: Vec<_> = (0..8u16).map(|i| (i..=i, ())).collect();
+        assert_eq!(singles(few.clone()), (vec![], few));
+        let mixed: Vec<_> = (0..20u16).map(|i| (i * 3_000..=i * 3_000 + i * 100, i)).collect();
+        let (ports, ranges) = singles(mixed.clone());
+        assert_eq!(ranges, mixed[6..]);
+        let written: Vec<_> = mixed[..6].iter().flat_map(|(range, i)| range.clone().map(|port| (port, *i))).collect();
+        assert_eq!(ports, written);
     }
 
     proptest! {

@@ -13,6 +13,7 @@ pub const BASE_CHAINS: [&str; 3] = ["egress", "egress_to_node", "ingress"];
 /// - Packets without a tuple cannot be judged by one: they are dropped by their header, except neighbour discovery.
 /// - A new TCP connection begins with SYN, a new SCTP association with INIT; what does not is the middle of one that was
 ///   cut, or of someone else's. (To conntrack, the heartbeat that any SCTP stack sends by itself would begin one, backwards.)
+/// - Every packet pays for the first rules, and most are of established connections: one comparison sends the others away.
 /// - Related ICMP errors carry the tuple of the connection they speak of, so they reach `denied_*` where no rule for ICMP
 ///   lets them through: path MTU and unreachability always work. Redirects never do.
 pub const SKELETON: &str = "\
@@ -71,15 +72,22 @@ table inet ringfence {
 		meta l4proto sctp sctp chunk init missing jump drop_guarded
 	}
 
+	chain unusual {
+		ct state vmap { invalid : goto no_tuple, untracked : goto no_tuple, new : goto first }
+	}
+	chain unusual_to_node {
+		ct state vmap { invalid : goto no_tuple, untracked : goto untracked, new : goto first }
+	}
+
 	chain egress {
 		type filter hook forward priority filter - 1; policy accept;
-		ct state vmap { invalid : jump no_tuple, untracked : jump no_tuple, new : jump first }
+		ct state invalid,untracked,new jump unusual
 		ct original ip saddr vmap @egress_4
 		ct original ip6 saddr vmap @egress_6
 	}
 	chain egress_to_node {
 		type filter hook input priority filter - 1; policy accept;
-		ct state vmap { invalid : jump no_tuple, untracked : jump untracked, new : jump first }
+		ct state invalid,untracked,new jump unusual_to_node
 		ct original ip saddr vmap @egress_4
 		ct original ip6 saddr vmap @egress_6
 	}
