@@ -458,6 +458,43 @@ fn s4_what_is_removed_stops_at_once_in_both_directions() {
 }
 
 #[test]
+fn many_ports_are_found_among_wide_ranges() {
+    if !lab::ready() {
+        return;
+    }
+    let mut bench = Bench::new(Network::Routed);
+    bench.topology.pin_neighbours();
+    let mut wire = Wire::new(&bench.topology);
+    // Single ports, narrow ranges and wide ones, for whom they are differing from one to the next.
+    let mut rules: Vec<Rule> = (0..20).map(|i| tcp(8001 + 2 * i, if i % 2 == 0 { app() } else { anyone() })).collect();
+    rules.extend(
+        [(100..=109, anyone()), (10_000..=20_000, app()), (30_000..=65_535, anyone())]
+            .map(|(range, remote)| rule(ports(Transport::Tcp, [range]), remote)),
+    );
+    for (guards, client, server, in_app) in [
+        (vec![(1, allow_in(rules.clone()))], 0, 1, true),
+        (vec![(1, allow_in(rules.clone()))], 2, 1, false),
+        (vec![(1, allow_out(rules.clone()))], 1, 0, true),
+        (vec![(1, allow_out(rules.clone()))], 1, 2, false),
+    ] {
+        let guards: Vec<(usize, &Group)> = guards.iter().map(|(pod, group)| (*pod, group)).collect();
+        bench.guard(&guards, &[0]);
+        let singles = (8000..=8041).map(|port| (port, port % 2 == 1 && port < 8040 && (in_app || port % 4 == 3)));
+        let narrow = [(99, false), (100, true), (109, true), (110, false)];
+        let wide = [(9_999, false), (10_000, in_app), (20_000, in_app), (20_001, false)];
+        let last = [(29_999, false), (30_000, true), (65_535, true)];
+        for (source, destination) in bench.both(client, server) {
+            let cases: Vec<(u16, bool)> = singles.clone().chain(narrow).chain(wide).chain(last).collect();
+            let probes: Vec<Probe> =
+                cases.iter().map(|(port, _)| Probe::new(source, destination, Kind::Tcp(25_000, *port))).collect();
+            for ((port, expected), outcome) in cases.iter().zip(wire.send(&probes)) {
+                assert_eq!(outcome.arrived, *expected, "{source} to {destination}, port {port}");
+            }
+        }
+    }
+}
+
+#[test]
 fn s11_the_node_reaches_its_pods_and_neighbours_are_found() {
     if !lab::ready() {
         return;

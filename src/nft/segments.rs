@@ -113,6 +113,12 @@ mod tests {
                 prop_assert!(hits.len() <= 1);
                 prop_assert_eq!(hits.first().map(|(_, r)| r.clone()).unwrap_or_default(), expected);
             }
+            let (ports, ranges) = singles(cut.clone());
+            let written = ports.into_iter().map(|(port, rows)| (port..=port, rows)).chain(ranges);
+            let every = |of: Vec<(RangeInclusive<u16>, BTreeSet<usize>)>| -> BTreeMap<u16, BTreeSet<usize>> {
+                of.into_iter().flat_map(|(range, rows)| range.map(move |port| (port, rows.clone()))).collect()
+            };
+            prop_assert_eq!(every(written.collect()), every(cut));
         }
     }
 }

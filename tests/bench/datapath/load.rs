@@ -132,14 +132,15 @@ impl Stream {
     pub fn nanoseconds_per_kilobyte(&self) -> f64 {
         let block = vec![0; 64 << 10];
         let mut buffer = vec![0; 256 << 10];
-        1000. * price(|| {
-            while at_once((&self.near).write(&block)).is_some() {}
-            let mut bytes = 0;
-            while let Some(count) = at_once((&self.far).read(&mut buffer)) {
-                bytes += count;
-            }
-            bytes
-        })
+        1000.
+            * price(|| {
+                while at_once((&self.near).write(&block)).is_some() {}
+                let mut bytes = 0;
+                while let Some(count) = at_once((&self.far).read(&mut buffer)) {
+                    bytes += count;
+                }
+                bytes
+            })
     }
 }
 
