@@ -759,11 +759,11 @@ fn s8_replacing_the_table_by_itself_lets_nothing_through() {
     let ruleset = watched_scenario(&topology, &watched, &mut Random::new(seed)).ruleset();
     let replacement = nft::replacement(&ruleset);
     let node = &topology.node.netns;
-    node.apply(replacement.iter().map(String::as_str));
+    node.apply(replacement.scripts());
     let flows = watched.start(&topology);
     let started = Instant::now();
     for _ in 0..REPLACEMENTS {
-        node.apply(replacement.iter().map(String::as_str));
+        node.apply(replacement.scripts());
     }
     let context = format!("{REPLACEMENTS} replacements in {:?}, {}", started.elapsed(), random::repeat(seed));
     assert!(!node.nft(&["list", "tables"]).contains(nft::STAND_IN), "it stands in, and goes");

@@ -112,12 +112,12 @@ fn a_replacement_comes_from_any_state() {
     for _ in 0..5 {
         scenario.fill(&mut random);
         let ruleset = scenario.ruleset();
-        node.apply(nft::replacement(&ruleset).iter().map(String::as_str));
+        node.apply(nft::replacement(&ruleset).scripts());
         table::assert_same(&table::read(&node), &table::from_nothing(&ruleset), "over the one before");
     }
     // Half-way through, the agent died: what stood in is still there.
-    node.apply(nft::replacement(&scenario.ruleset()).iter().take(3).map(String::as_str));
-    node.apply(nft::replacement(&Ruleset::default()).iter().map(String::as_str));
+    node.apply(nft::replacement(&scenario.ruleset()).scripts().take(3));
+    node.apply(nft::replacement(&Ruleset::default()).scripts());
     assert_eq!(node.nft(&["list", "tables"]).trim(), format!("table {}", nft::TABLE));
     table::assert_same(&table::read(&node), &skeleton(), "back to nobody guarded");
 }
@@ -132,7 +132,7 @@ fn nothing_outside_the_table_is_touched() {
     node.apply([theirs]);
     let before = node.nft(&["list", "table", "inet", "theirs"]);
     let ruleset = guarded(&interface(Group::default()), &[]);
-    node.apply(nft::replacement(&ruleset).iter().map(String::as_str));
+    node.apply(nft::replacement(&ruleset).scripts());
     node.apply(nft::plan(&ruleset, &Ruleset::default()).scripts());
     assert_eq!(node.nft(&["list", "table", "inet", "theirs"]), before);
 }

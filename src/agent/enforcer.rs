@@ -3,76 +3,58 @@
 use super::Shared;
 use super::check::find_refused;
 use super::data_path;
+use super::kernel::Kernel;
 use super::metrics::Metrics;
 use super::remotes::Remotes;
 use super::report::Reporter;
 use super::state::{Desired, Revision};
-use crate::nft::exec::{self, NftError};
-use crate::nft::{full, plan};
+use crate::nft::exec::NftError;
 use crate::policy::NamespacedName;
-use crate::runtime::coalesce::Reason;
 use std::collections::BTreeMap;
 use std::time::Instant;
 
-/// The only one who commits.
+/// The only one who decides what is committed.
 pub struct Enforcer {
     state: Shared,
     remotes: Remotes,
     reporter: Reporter,
     metrics: Metrics,
-    /// What the kernel holds; `None` if that is not known, as at the start and after any failure.
-    committed: Option<Desired>,
+    kernel: Kernel,
     /// The revisions last known to be good, which outlive a failure.
     good: BTreeMap<NamespacedName, Revision>,
 }
 
 impl Enforcer {
-    /// An enforcer that knows nothing of the kernel: its first commit replaces our table as a whole.
-    pub fn new(state: Shared, remotes: Remotes, reporter: Reporter, metrics: Metrics) -> Self {
-        Self { state, remotes, reporter, metrics, committed: None, good: BTreeMap::new() }
+    /// An enforcer of what this state desires.
+    pub fn new(state: Shared, remotes: Remotes, reporter: Reporter, metrics: Metrics, kernel: Kernel) -> Self {
+        Self { state, remotes, reporter, metrics, kernel, good: BTreeMap::new() }
     }
 
     /// One round: from the state as it is now to a commit and a report of it.
-    pub async fn run(&mut self, reason: Reason) -> Result<(), NftError> {
-        if reason != Reason::Dirty {
-            self.committed = None;
-        }
+    pub async fn run(&mut self) -> Result<(), NftError> {
         let mut desired = self.state.lock().desired();
         if !self.remotes.know(&desired.remotes) {
             self.remotes.need(&desired.remotes).await;
             desired = self.state.lock().desired();
         }
         let started = Instant::now();
-        let outcome = match self.commit(&desired).await {
+        let from_scratch = !self.kernel.is_known();
+        let outcome = match self.kernel.enforce(desired.ruleset.clone()).await {
             // Only the kernel's own "no" is about what was asked; all else is about the moment.
-            Err(NftError::Refused(message)) if self.committed.is_none() => {
+            Err(NftError::Refused(message)) if from_scratch => {
                 tracing::error!(%message, "the kernel refused the whole ruleset, looking for the group at fault");
                 self.hold_back(&desired).await;
                 desired = self.state.lock().desired();
-                self.commit(&desired).await
+                self.kernel.enforce(desired.ruleset.clone()).await
             }
             outcome => outcome,
         };
         self.metrics.committed(started.elapsed(), &outcome, desired.ruleset.guards.len());
-        if let Err(error) = outcome {
-            self.committed = None;
-            return Err(error);
-        }
+        outcome?;
         self.remotes.keep_only(&desired.remotes);
         let addresses = desired.ruleset.guards.keys().copied();
-        self.reporter.report(desired.report.clone(), data_path::problems(addresses));
-        self.good.clone_from(&desired.revisions);
-        self.committed = Some(desired);
-        Ok(())
-    }
-
-    async fn commit(&self, desired: &Desired) -> Result<(), NftError> {
-        let Some(committed) = &self.committed else {
-            return exec::commit(&full(&desired.ruleset)).await;
-        };
-        for script in plan(&committed.ruleset, &desired.ruleset).scripts() {
-            exec::commit(script).await?;
-        }
+        self.reporter.report(desired.report, data_path::problems(addresses));
+        self.good = desired.revisions;
         Ok(())
     }
 
@@ -80,8 +62,8 @@ impl Enforcer {
     async fn hold_back(&self, desired: &Desired) {
         let wanted = &desired.revisions;
         let refused = find_refused(&self.good, wanted, async |tried| {
-            let script = full(&self.state.lock().desired_with(wanted, tried).ruleset);
-            exec::check(&script).await.err().map(|error| error.to_string())
+            let ruleset = self.state.lock().desired_with(wanted, tried).ruleset;
+            self.kernel.refuses(&ruleset).await
         })
         .await;
         for (name, held) in &refused {

@@ -6,6 +6,7 @@
 mod check;
 mod data_path;
 mod enforcer;
+pub mod kernel;
 mod metrics;
 mod remotes;
 pub(crate) mod report;
@@ -16,6 +17,7 @@ mod tests;
 
 use crate::api::{SecurityGroup, SecurityGroupBinding};
 use crate::index::{Feed, Update};
+use crate::nft::exec::Nft;
 use crate::runtime::admin::{Admin, Readiness};
 use crate::runtime::backoff::Backoff;
 use crate::runtime::coalesce::Coalescer;
@@ -24,6 +26,7 @@ use crate::runtime::{Shutdown, chain};
 use anyhow::Context;
 use enforcer::Enforcer;
 use k8s_openapi::api::core::v1::{Node, Pod};
+use kernel::Kernel;
 use kube::core::DeserializeGuard;
 use kube::runtime::watcher;
 use kube::{Api, Client};
@@ -102,11 +105,12 @@ pub async fn run(args: Args, client: Client, shutdown: Shutdown) -> anyhow::Resu
     tracing::info!(node = %node_name, "watches are complete");
     let remotes = Remotes::new(client.clone(), state.clone(), dirty.clone());
     let reporter = Reporter::start(client, &node, shutdown.clone()).context("cannot read this boot's id")?;
-    let mut enforcer = Enforcer::new(state, remotes, reporter, metrics);
+    let kernel = Kernel::new(Nft::default());
+    let mut enforcer = Enforcer::new(state, remotes, reporter, metrics, kernel);
     dirty.notify();
     dirty
-        .run(shutdown, async move |reason| {
-            enforcer.run(reason).await?;
+        .run(shutdown, async move |_| {
+            enforcer.run().await?;
             committed.set_ready(true);
             anyhow::Ok(())
         })

@@ -1,12 +1,16 @@
 //! Runs `nft`: the only place that touches the kernel's tables.
 
-use std::process::Stdio;
+use std::ffi::OsString;
+use std::process::{ExitStatus, Stdio};
 use std::time::Duration;
-use tokio::io::AsyncWriteExt;
-use tokio::process::Command;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::process::{Child, Command};
 
-/// 100,000 elements take a quarter of a second; something is wrong long before this.
-const TIMEOUT: Duration = Duration::from_secs(30);
+/// A transaction of a few lines takes some milliseconds. While one hangs no change is enforced, a removed rule's neither;
+/// but one that is ended too early may have to be done all over again on a machine that is only busy.
+const TIMEOUT: Duration = Duration::from_secs(5);
+/// 100,000 elements are 2 MB, and take a quarter of a second on a machine that has nothing else to do.
+const TIMEOUT_PER_MEGABYTE: Duration = Duration::from_secs(5);
 /// Enough of a failed script to find the line that nft names.
 const MAX_LOGGED_LINES: usize = 400;
 
@@ -17,46 +21,109 @@ pub enum NftError {
     #[error("cannot run nft: {0}; is the nftables package installed in the image?")]
     Run(#[from] std::io::Error),
     /// It did not end; its transaction may or may not have been committed.
-    #[error("nft did not finish within {} s", TIMEOUT.as_secs())]
-    Timeout,
+    #[error("nft did not finish within {} s", .0.as_secs())]
+    Timeout(Duration),
+    /// It was killed; its transaction may or may not have been committed.
+    #[error("nft was ended: {0}")]
+    Ended(ExitStatus),
     /// It, or the kernel, refused.
     #[error("nft refused the transaction: {0}")]
     Refused(String),
 }
 
-/// Commits one transaction.
-pub async fn commit(script: &str) -> Result<(), NftError> {
-    run(&["-f", "-"], script).await
+/// The program.
+#[derive(Clone, Debug)]
+pub struct Nft {
+    program: OsString,
 }
 
-/// Asks the kernel whether it would take a transaction, and changes nothing.
-pub async fn check(script: &str) -> Result<(), NftError> {
-    run(&["-c", "-f", "-"], script).await
+impl Default for Nft {
+    fn default() -> Self {
+        Self::new("nft")
+    }
 }
 
-async fn run(args: &[&str], script: &str) -> Result<(), NftError> {
-    let mut child = Command::new("nft")
-        .args(args)
-        .stdin(Stdio::piped())
-        .stdout(Stdio::null())
-        .stderr(Stdio::piped())
-        .kill_on_drop(true)
-        .spawn()?;
-    let stdin = child.stdin.take();
-    let feed = async move {
+impl Nft {
+    /// Another program than the `nft` of the search path.
+    pub fn new(program: impl Into<OsString>) -> Self {
+        Self { program: program.into() }
+    }
+
+    /// Commits one transaction.
+    pub async fn commit(&self, script: &str) -> Result<(), NftError> {
+        self.run(&["-f", "-"], script).await.map(drop)
+    }
+
+    /// Asks the kernel whether it would take a transaction, and changes nothing.
+    pub async fn check(&self, script: &str) -> Result<(), NftError> {
+        self.run(&["-c", "-f", "-"], script).await.map(drop)
+    }
+
+    /// Whether each of these tables exists. Of others no more than their names is looked at: a newer nft may have written
+    /// what this one cannot read.
+    pub async fn exist<const N: usize>(&self, tables: [&str; N]) -> Result<[bool; N], NftError> {
+        let listed = self.run(&["list", "tables"], "").await?;
+        Ok(tables.map(|table| listed.lines().any(|line| line.strip_prefix("table ") == Some(table))))
+    }
+
+    /// What a table holds, without counts.
+    pub async fn list(&self, table: &str) -> Result<String, NftError> {
+        self.run(&["-s", "-f", "-"], &format!("list table {table}\n")).await
+    }
+
+    async fn run(&self, args: &[&str], script: &str) -> Result<String, NftError> {
+        let mut child = Command::new(&self.program)
+            .args(args)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .kill_on_drop(true)
+            .spawn()?;
+        let megabytes = u32::try_from(script.len() >> 20).unwrap_or(u32::MAX);
+        let timeout = TIMEOUT + TIMEOUT_PER_MEGABYTE.saturating_mul(megabytes);
+        let Ok(finished) = tokio::time::timeout(timeout, finish(&mut child, script)).await else {
+            tracing::error!(?timeout, "nft hangs, ending it");
+            // Before anything else is tried it is gone: what it was about to commit must not come after what is next.
+            child.kill().await?;
+            return Err(NftError::Timeout(timeout));
+        };
+        let (status, stdout, stderr) = finished?;
+        match status.code() {
+            Some(0) => Ok(String::from_utf8_lossy(&stdout).into_owned()),
+            Some(_) => {
+                tracing::debug!(script = %numbered(script), "refused transaction");
+                Err(NftError::Refused(first_lines(&String::from_utf8_lossy(&stderr), 6)))
+            }
+            None => Err(NftError::Ended(status)),
+        }
+    }
+}
+
+/// Feeds it, and reads all that it says until it ends.
+async fn finish(child: &mut Child, script: &str) -> std::io::Result<(ExitStatus, Vec<u8>, Vec<u8>)> {
+    let (stdin, stdout, stderr) = (child.stdin.take(), child.stdout.take(), child.stderr.take());
+    let feed = async {
         if let Some(mut stdin) = stdin {
             // If nft ends early, its stderr says why better than a broken pipe does.
             let _ = stdin.write_all(script.as_bytes()).await;
         }
     };
-    let finish = async { tokio::join!(feed, child.wait_with_output()).1 };
-    let output = tokio::time::timeout(TIMEOUT, finish).await.map_err(|_| NftError::Timeout)??;
-    if output.status.success() {
-        return Ok(());
-    }
-    let stderr = String::from_utf8_lossy(&output.stderr);
-    tracing::debug!(script = %numbered(script), "refused transaction");
-    Err(NftError::Refused(first_lines(&stderr, 6)))
+    let (mut said, mut complained) = (Vec::new(), Vec::new());
+    let listen = async {
+        match stdout {
+            Some(mut stdout) => stdout.read_to_end(&mut said).await,
+            None => Ok(0),
+        }
+    };
+    let heed = async {
+        match stderr {
+            Some(mut stderr) => stderr.read_to_end(&mut complained).await,
+            None => Ok(0),
+        }
+    };
+    let ((), listened, heeded) = tokio::join!(feed, listen, heed);
+    listened.and(heeded)?;
+    Ok((child.wait().await?, said, complained))
 }
 
 fn numbered(script: &str) -> String {

@@ -15,7 +15,7 @@ mod skeleton;
 
 pub use compile::{Profile, compile};
 pub use model::{Constant, Guard, Name, Ruleset, View};
-pub use render::{Plan, full, plan, replacement};
+pub use render::{Plan, Replacement, full, plan, replacement, stand_in_guards};
 
 /// The one table that is ours: nothing outside it is ever read or written.
 pub const TABLE: &str = "inet ringfence";

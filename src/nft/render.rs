@@ -31,13 +31,33 @@ impl Plan {
     }
 }
 
+/// In the copy, for as long as it guards by itself: whoever finds it must not touch the copy before our table guards again.
+const GUARDS: &str = "guards";
+
+/// The transactions that replace our table, in order: see [`replacement`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Replacement {
+    /// Make a copy stand in. To be left out if one does already, as when a replacement did not come to its end: this would
+    /// open what only that copy still closes.
+    pub cover: Vec<String>,
+    /// Replace our table behind it, and take it away.
+    pub replace: Vec<String>,
+}
+
+impl Replacement {
+    /// The scripts to run, one after the other.
+    pub fn scripts(&self) -> impl Iterator<Item = &str> {
+        self.cover.iter().chain(&self.replace).map(String::as_str)
+    }
+}
+
 /// The transactions from any state of our table, or none, to this one, with one or the other in force at every instant.
 ///
 /// [`full`] alone is not enough over a table in use. A packet that meets the new base chains just before the generation
 /// flips, and the old ones just after, meets empty chains only: so a copy stands in while the table is replaced. And for
 /// some microseconds after the flip lookups in new interval sets find nothing: so no packet is sent into a copy before all
 /// of it is there, and none is inside when it goes.
-pub fn replacement(ruleset: &Ruleset) -> Vec<String> {
+pub fn replacement(ruleset: &Ruleset) -> Replacement {
     let (mut built, mut guards, mut retired) = (Script::default(), Script::default(), Script::default());
     built.start(ruleset);
     guards.change_guards(&Ruleset::default(), ruleset);
@@ -49,14 +69,24 @@ pub fn replacement(ruleset: &Ruleset) -> Vec<String> {
     }
     // Names are hashes: the table's name is nowhere else.
     let stand_in = |script: &Script| script.text.replace(TABLE, STAND_IN);
-    vec![
-        stand_in(&built),
-        stand_in(&guards),
-        retired.text.clone(),
-        built.text.clone(),
-        guards.text.clone(),
-        stand_in(&retired),
-        format!("delete table {STAND_IN}\n"),
+    let cover = format!("{}add counter {STAND_IN} {GUARDS}\n", stand_in(&guards));
+    let uncover = format!("{}delete counter {STAND_IN} {GUARDS}\n", stand_in(&retired));
+    Replacement {
+        cover: vec![stand_in(&built), cover],
+        replace: vec![retired.text, built.text, guards.text, uncover, format!("delete table {STAND_IN}\n")]
+            .into_iter()
+            // Without anyone to guard there is nothing to say.
+            .filter(|script| !script.is_empty())
+            .collect(),
+    }
+}
+
+/// Two transactions, to be checked and never committed: the kernel would take the first if a copy stands in and guards by
+/// itself, and the second if none does.
+pub fn stand_in_guards() -> [String; 2] {
+    [
+        format!("delete counter {STAND_IN} {GUARDS}\n"),
+        format!("add table {STAND_IN}\ncreate counter {STAND_IN} {GUARDS}\n"),
     ]
 }
 

@@ -1,6 +1,6 @@
 //! Network namespaces of a test's own, which go with it, and `ip` and `nft` inside them.
 
-use ringfence::nft::exec::{self, NftError};
+use ringfence::nft::exec::{Nft, NftError};
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 use std::fs::{self, File};
 use std::os::fd::AsFd;
@@ -117,7 +117,7 @@ impl Netns {
     /// Commits a transaction as the agent does.
     pub fn commit(&self, script: &str) -> Result<(), NftError> {
         let runtime = || tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-        self.enter(|| runtime().block_on(exec::commit(script)))
+        self.enter(|| runtime().block_on(Nft::default().commit(script)))
     }
 
     /// Commits transactions that the kernel must take.
