@@ -1,6 +1,7 @@
 //! Brings the kernel from what is committed to what is desired.
 
 use super::Shared;
+use super::announce::Announcer;
 use super::check::find_refused;
 use super::data_path;
 use super::kernel::Kernel;
@@ -10,6 +11,7 @@ use super::report::Reporter;
 use super::state::{Desired, Revision};
 use crate::nft::exec::NftError;
 use crate::policy::NamespacedName;
+use crate::runtime::coalesce::Reason;
 use std::collections::BTreeMap;
 use std::time::Instant;
 
@@ -19,6 +21,7 @@ pub struct Enforcer {
     remotes: Remotes,
     reporter: Reporter,
     metrics: Metrics,
+    announcer: Announcer,
     kernel: Kernel,
     /// The revisions last known to be good, which outlive a failure.
     good: BTreeMap<NamespacedName, Revision>,
@@ -26,31 +29,42 @@ pub struct Enforcer {
 
 impl Enforcer {
     /// An enforcer of what this state desires.
-    pub fn new(state: Shared, remotes: Remotes, reporter: Reporter, metrics: Metrics, kernel: Kernel) -> Self {
-        Self { state, remotes, reporter, metrics, kernel, good: BTreeMap::new() }
+    pub fn new(
+        state: Shared,
+        remotes: Remotes,
+        reporter: Reporter,
+        metrics: Metrics,
+        announcer: Announcer,
+        kernel: Kernel,
+    ) -> Self {
+        Self { state, remotes, reporter, metrics, announcer, kernel, good: BTreeMap::new() }
     }
 
     /// One round: from the state as it is now to a commit and a report of it.
-    pub async fn run(&mut self) -> Result<(), NftError> {
+    pub async fn run(&mut self, reason: Reason) -> Result<(), NftError> {
         let mut desired = self.state.lock().desired();
         if !self.remotes.know(&desired.remotes) {
             self.remotes.need(&desired.remotes).await;
             desired = self.state.lock().desired();
         }
         let started = Instant::now();
-        let from_scratch = !self.kernel.is_known();
-        let outcome = match self.kernel.enforce(desired.ruleset.clone()).await {
+        let compare = reason == Reason::Periodic;
+        let outcome = match self.kernel.enforce(desired.ruleset.clone(), compare).await {
             // Only the kernel's own "no" is about what was asked; all else is about the moment.
-            Err(NftError::Refused(message)) if from_scratch => {
+            Err(NftError::Refused(message)) if reason == Reason::Retry => {
                 tracing::error!(%message, "the kernel refused the whole ruleset, looking for the group at fault");
                 self.hold_back(&desired).await;
                 desired = self.state.lock().desired();
-                self.kernel.enforce(desired.ruleset.clone()).await
+                self.kernel.enforce(desired.ruleset.clone(), false).await
             }
             outcome => outcome,
         };
         self.metrics.committed(started.elapsed(), &outcome, desired.ruleset.guards.len());
-        outcome?;
+        if let Some(damage) = outcome? {
+            tracing::warn!(%damage, "repaired our table");
+            self.metrics.repaired(&damage);
+            self.announcer.repaired(damage);
+        }
         self.remotes.keep_only(&desired.remotes);
         let addresses = desired.ruleset.guards.keys().copied();
         self.reporter.report(desired.report, data_path::problems(addresses));

@@ -1,41 +1,97 @@
-//! Our table in the kernel: brings it to what is desired, whatever became of it.
+//! Our table in the kernel: brings it to what is desired, whatever became of it, and notices when it is not what it was.
 //!
 //! Owns: what is known of the table, and the order of transactions. Must not: know of objects, or when to run.
 
 use crate::nft::exec::{Nft, NftError};
+use crate::nft::listing::{Fingerprints, difference};
+use crate::nft::monitor::{Monitor, Watch, generation};
+use crate::nft::notification::Process;
 use crate::nft::{Ruleset, STAND_IN, TABLE, full, plan, replacement, stand_in_guards};
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::time::{Instant, sleep};
+
+/// When someone fights us, a replacement costs some tens of milliseconds on one core: so many come at once, …
+const REPAIRS_AT_ONCE: u32 = 10;
+/// … and then one each so often: the node is open for no longer than this, and has time for its pods.
+const REPAIR_EVERY: Duration = Duration::from_millis(200);
 
 /// See the module.
 pub struct Kernel {
     nft: Nft,
+    watch: Watch,
     /// What the table holds; `None` if that is not known, as at the start and after any failure.
     committed: Option<Ruleset>,
+    fingerprints: Fingerprints,
+    /// The generation in which the table was last found to be what was committed.
+    compared: Option<u32>,
+    /// Why the table is to be replaced, until it is.
+    damage: Option<Damage>,
+    pace: Pace,
+}
+
+/// How the table came to be not what was committed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Damage {
+    /// Someone changed it.
+    Foreign(Process),
+    /// It was compared, and is not the same.
+    Different(String),
+}
+
+impl fmt::Display for Damage {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(&match self {
+            Self::Foreign(process) => format!("{process} changed table {TABLE}"),
+            Self::Different(what) => format!("table {TABLE} is not what was committed: {what}"),
+        })
+    }
 }
 
 impl Kernel {
-    /// Knows nothing yet: its first commit is of the table as a whole.
-    pub fn new(nft: Nft) -> Self {
-        Self { nft, committed: None }
-    }
-
-    /// Whether the table is known to hold what was last enforced.
-    pub fn is_known(&self) -> bool {
-        self.committed.is_some()
+    /// Knows nothing yet: its first commit is of the table as a whole. `damaged` is called when the table may have to be
+    /// repaired, which the next [`enforce`](Self::enforce) does.
+    pub fn new(nft: Nft, monitor: &Arc<Monitor>, damaged: impl Fn() + Send + 'static) -> Self {
+        Self {
+            nft,
+            watch: monitor.watch(&[TABLE, STAND_IN], damaged),
+            committed: None,
+            fingerprints: Fingerprints::default(),
+            compared: None,
+            damage: None,
+            pace: Pace::default(),
+        }
     }
 
     /// Brings the table to this. What is enforced before stays until then, whatever fails on the way.
-    pub async fn enforce(&mut self, ruleset: Ruleset) -> Result<(), NftError> {
-        // Until all of it is done, nothing is known.
-        match self.committed.take() {
-            Some(committed) => {
+    ///
+    /// If the table had been damaged it is whole again, and it is told by what. With `compare`, damage is looked for.
+    pub async fn enforce(&mut self, ruleset: Ruleset, compare: bool) -> Result<Option<Damage>, NftError> {
+        let news = self.watch.take();
+        if let Some(committed) = self.committed.take() {
+            let damage = match news.foreign {
+                Some(process) => Some(Damage::Foreign(process)),
+                None if news.lost || compare => self.compare(&committed).await?.map(Damage::Different),
+                None => None,
+            };
+            if damage.is_none() {
                 for script in plan(&committed, &ruleset).scripts() {
                     self.commit(script).await?;
                 }
+                self.committed = Some(ruleset);
+                return Ok(None);
             }
-            None => self.replace(&ruleset).await?,
+            self.damage = damage;
         }
+        if self.damage.is_some() {
+            self.pace.wait().await;
+            // Whatever was done until now is undone with the rest.
+            self.watch.take();
+        }
+        self.replace(&ruleset).await?;
         self.committed = Some(ruleset);
-        Ok(())
+        Ok(self.damage.take())
     }
 
     /// What the kernel says against a ruleset, if it says anything; of failures other than its "no" nothing is known.
@@ -46,9 +102,27 @@ impl Kernel {
         }
     }
 
+    /// What the table holds that it should not, or the other way round.
+    async fn compare(&mut self, committed: &Ruleset) -> Result<Option<String>, NftError> {
+        // Read before the table is: what happens in between is compared next time.
+        let now = generation()?;
+        if self.compared == Some(now) {
+            return Ok(None);
+        }
+        let difference = match self.nft.list(TABLE).await {
+            Ok(listing) => difference(&listing, committed, &mut self.fingerprints),
+            Err(NftError::Refused(message)) => Some(message),
+            Err(error) => return Err(error),
+        };
+        self.compared = difference.is_none().then_some(now);
+        Ok(difference)
+    }
+
     /// From any state of our table, or none. Whichever step fails, what guards then goes on to, and is not touched before
     /// something else does.
-    async fn replace(&self, ruleset: &Ruleset) -> Result<(), NftError> {
+    async fn replace(&mut self, ruleset: &Ruleset) -> Result<(), NftError> {
+        self.fingerprints = Fingerprints::default();
+        self.compared = None;
         let [ours, stand_in] = self.nft.exist([TABLE, STAND_IN]).await?;
         if !ours && !stand_in {
             // No packet meets it: the node is open now, so the quickest way is the best.
@@ -80,6 +154,47 @@ impl Kernel {
     }
 
     async fn commit(&self, script: &str) -> Result<(), NftError> {
+        let _own = self.watch.own();
         self.nft.commit(script).await
+    }
+}
+
+/// Some at once, then one each so often.
+#[derive(Default)]
+struct Pace {
+    /// When the last one would have been, had each waited for its turn.
+    last: Option<Instant>,
+}
+
+impl Pace {
+    async fn wait(&mut self) {
+        let now = Instant::now();
+        let turn = self.last.map_or(now, |last| now.max(last + REPAIR_EVERY));
+        self.last = Some(turn);
+        let ahead = turn.saturating_duration_since(now);
+        sleep(ahead.saturating_sub(REPAIR_EVERY * (REPAIRS_AT_ONCE - 1))).await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn in_a_fight_repairs_slow_down_and_never_stop() {
+        let mut pace = Pace::default();
+        let start = Instant::now();
+        let mut times = Vec::new();
+        for _ in 0..13 {
+            pace.wait().await;
+            times.push(start.elapsed().as_millis());
+        }
+        assert_eq!(times[..10], [0; 10]);
+        assert_eq!(times[10..], [200, 400, 600]);
+        // After a while of peace they are quick again.
+        sleep(Duration::from_secs(2)).await;
+        let later = Instant::now();
+        pace.wait().await;
+        assert_eq!(later.elapsed(), Duration::ZERO);
     }
 }

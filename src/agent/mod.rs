@@ -3,6 +3,7 @@
 //! Owns its node's table and its node's `NodeEnforcement`, and writes nothing else. It removes nothing when it stops: what is
 //! programmed stays enforced (S8).
 
+mod announce;
 mod check;
 mod data_path;
 mod enforcer;
@@ -18,11 +19,13 @@ mod tests;
 use crate::api::{SecurityGroup, SecurityGroupBinding};
 use crate::index::{Feed, Update};
 use crate::nft::exec::Nft;
+use crate::nft::monitor::Monitor;
 use crate::runtime::admin::{Admin, Readiness};
 use crate::runtime::backoff::Backoff;
 use crate::runtime::coalesce::Coalescer;
 use crate::runtime::watch::feed;
 use crate::runtime::{Shutdown, chain};
+use announce::Announcer;
 use anyhow::Context;
 use enforcer::Enforcer;
 use k8s_openapi::api::core::v1::{Node, Pod};
@@ -51,6 +54,10 @@ pub struct Args {
     /// Where to serve /livez, /readyz and /metrics.
     #[arg(long, default_value = "0.0.0.0:9181")]
     pub listen: SocketAddr,
+    /// How often to compare this node's rules with what was committed, in seconds. What someone else changes is noticed
+    /// and repaired at once; this is for what was not noticed.
+    #[arg(long, default_value_t = 60, value_parser = clap::value_parser!(u64).range(1..))]
+    pub compare_every: u64,
 }
 
 /// The state that watches write and the enforcer reads. Never held across an await.
@@ -66,7 +73,7 @@ impl Shared {
 
 /// Runs until shutdown.
 pub async fn run(args: Args, client: Client, shutdown: Shutdown) -> anyhow::Result<()> {
-    let Args { node_name, listen } = args;
+    let Args { node_name, listen, compare_every } = args;
     let readiness = Readiness::default();
     let mut registry = prometheus_client::registry::Registry::with_prefix("ringfence_agent");
     let metrics = Metrics::register(&mut registry);
@@ -80,7 +87,7 @@ pub async fn run(args: Args, client: Client, shutdown: Shutdown) -> anyhow::Resu
         node = find_node(&client, &node_name) => node,
         () = shutdown.signalled() => return Ok(()),
     };
-    let dirty = Arc::new(Coalescer::new(RETRY, None));
+    let dirty = Arc::new(Coalescer::new(RETRY, Some(Duration::from_secs(compare_every))));
     let state = Shared(Arc::new(Mutex::new(State::new(addresses(&node)))));
 
     let synced = Readiness::default();
@@ -104,18 +111,25 @@ pub async fn run(args: Args, client: Client, shutdown: Shutdown) -> anyhow::Resu
     }
     tracing::info!(node = %node_name, "watches are complete");
     let remotes = Remotes::new(client.clone(), state.clone(), dirty.clone());
-    let reporter = Reporter::start(client, &node, shutdown.clone()).context("cannot read this boot's id")?;
-    let kernel = Kernel::new(Nft::default());
-    let mut enforcer = Enforcer::new(state, remotes, reporter, metrics, kernel);
+    let reporter = Reporter::start(client.clone(), &node, shutdown.clone()).context("cannot read this boot's id")?;
+    let announcer = Announcer::start(client, &node, shutdown.clone());
+    let monitor = Monitor::open().context("cannot listen to changes of tables")?;
+    let kernel = Kernel::new(Nft::default(), &monitor, {
+        let dirty = dirty.clone();
+        move || dirty.notify()
+    });
+    let mut enforcer = Enforcer::new(state, remotes, reporter, metrics, announcer, kernel);
     dirty.notify();
-    dirty
-        .run(shutdown, async move |_| {
-            enforcer.run().await?;
-            committed.set_ready(true);
-            anyhow::Ok(())
-        })
-        .await;
-    Ok(())
+    let enforce = dirty.run(shutdown, async move |reason| {
+        enforcer.run(reason).await?;
+        committed.set_ready(true);
+        anyhow::Ok(())
+    });
+    tokio::select! {
+        () = enforce => Ok(()),
+        // The rules stay. The next agent starts by replacing them, and can hear again.
+        Err(error) = monitor.run() => Err(error).context("cannot listen to changes of tables any more"),
+    }
 }
 
 /// Watches one kind into the state.

@@ -1,6 +1,6 @@
-//! From parsed groups to the kernel: compile, compare, render; and, in one file, run `nft`.
+//! From parsed groups to the kernel: compile, compare, render; run `nft`, and hear what becomes of the tables.
 //!
-//! Everything but [`exec`] is PURE. The layout, in short: every packet of a connection is judged by the connection's own
+//! Everything but [`exec`] and [`monitor`] is PURE. The layout, in short: every packet of a connection is judged by the connection's own
 //! tuple, so a verdict that changes, changes for both directions at once, and conntrack is never touched.
 //!
 //! - Profiles, port maps and CIDR sets are constants: named by a hash of what they say, shared, never edited in place.
@@ -8,7 +8,11 @@
 
 pub mod compile;
 pub mod exec;
+pub mod ledger;
+pub mod listing;
 pub mod model;
+pub mod monitor;
+pub mod notification;
 pub mod render;
 mod segments;
 mod skeleton;

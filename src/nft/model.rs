@@ -28,6 +28,11 @@ impl Name {
         // A slash is in neither part: "a/bc" and "ab/c" stay two.
         Self::hashed(&format!("g{}", digit(family)), &group.to_string())
     }
+
+    /// As nft reads and writes it.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
 }
 
 impl fmt::Display for Name {

@@ -14,5 +14,6 @@ mod disruption;
 mod edits;
 mod members;
 mod reach;
+mod repair;
 mod rule_sets;
 mod semantics;
