@@ -128,10 +128,12 @@ impl Kernel {
             // No packet meets it: the node is open now, so the quickest way is the best.
             return self.commit(&full(ruleset)).await;
         }
-        // Before anything is touched.
-        self.nft.check(&full(ruleset)).await?;
         let replacement = replacement(ruleset);
-        if !(stand_in && self.stand_in_guards().await?) {
+        if stand_in && self.stand_in_guards().await? {
+            // What the kernel would refuse later, it refuses here, before anything is touched.
+            self.nft.check(&full(ruleset)).await?;
+        } else {
+            // And here: the first of these has all of the ruleset, and guards nobody yet.
             for script in &replacement.cover {
                 self.commit(script).await?;
             }
