@@ -175,7 +175,7 @@ mod tests {
         assert_eq!(ledger.foreign(netdev), Some(process("someone")), "it is not the owner of this one");
         for order in [["firewalld", "nft"], ["nft", "firewalld"]] {
             ledger.begin(us);
-            order.map(|name| ledger.transaction(name, &[inet("ringfence")]));
+            order.into_iter().for_each(|name| ledger.transaction(name, &[inet("ringfence")]));
             ledger.end(us);
             assert_eq!(ledger.take_untold(), [us]);
             assert_eq!(ledger.foreign(us), Some(process("firewalld")), "{order:?}");

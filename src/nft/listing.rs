@@ -112,7 +112,7 @@ fn expected(ruleset: &Ruleset) -> BTreeMap<(&str, &str), Expected> {
         let (kind, rules) = match constant.as_ref() {
             Constant::Chain(rules) => ("chain", Some(rules.len())),
             Constant::Cidrs(..) | Constant::Ports(_) => ("set", None),
-            Constant::PortVerdicts(_) => ("map", None),
+            Constant::SinglePortVerdicts(_) | Constant::PortVerdicts(_) => ("map", None),
         };
         ((kind, name.as_str()), Expected { rules })
     });
