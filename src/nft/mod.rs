@@ -13,6 +13,7 @@ pub mod listing;
 pub mod model;
 pub mod monitor;
 pub mod notification;
+pub mod own;
 pub mod render;
 mod segments;
 mod skeleton;

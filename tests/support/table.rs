@@ -9,8 +9,15 @@ pub type Table = BTreeMap<String, Vec<String>>;
 
 /// The table that is in a namespace.
 pub fn read(netns: &Netns) -> Table {
+    read_named(netns, nft::TABLE)
+}
+
+/// A table that is in a namespace.
+pub fn read_named(netns: &Netns, table: &str) -> Table {
+    let mut arguments = vec!["--numeric-protocol", "list", "table"];
+    arguments.extend(table.split(' '));
     // By number: names depend on the machine's /etc/protocols.
-    parse(&netns.nft(&["--numeric-protocol", "list", "table", "inet", "ringfence"]))
+    parse(&netns.nft(&arguments))
 }
 
 /// The table that a ruleset makes from nothing.

@@ -27,7 +27,8 @@ pub struct Host {
     pub addresses: Vec<IpAddr>,
     /// One more address of each family, that tests leave unguarded: for what must always arrive.
     pub free: [IpAddr; 2],
-    mac: String,
+    /// Its link address.
+    pub mac: String,
 }
 
 impl Host {

@@ -1,0 +1,497 @@
+//! The second table: what may come out of each pod's device (S9). PURE.
+//!
+//! Group remotes are addresses, so nothing on a node may send with an address that is not its own, guarded or not. This
+//! table judges frames where they enter the node, before bridges, routes and conntrack see them:
+//!
+//! - The link address, where it is known, and no link layer but plain Ethernet: no VLAN tags, no LLC, no PPPoE.
+//! - IPv4 and IPv6 with an own source, ARP with an own sender or a probe for an own address, neighbour advertisements and
+//!   duplicate address detection for an own address.
+//! - The DHCP clients, whose source is no address yet.
+//! - Link-local IPv6 addresses carry what IPv6 cannot do without (neighbour and router discovery, multicast listener reports,
+//!   DHCPv6), and nothing else: no rule can name them, so all that passed between them would pass whatever groups say.
+//! - Never what only routers and servers send (router advertisements, redirects, multicast queries, answers of DHCP), nor
+//!   tunnels that a node might take the lid off.
+//!
+//! Every device has a base chain of its own, as nft 1.0.6 cannot add a device to one. Its few rules lead to chains shared by all,
+//! which look into sets of devices and addresses: a pod that comes or goes is a few commands, and no rule of another changes.
+//! Only hash sets, whose elements are there at the very instant of the commit; the lookups in interval sets lag.
+//!
+//! Devices come and go as they please. Until Linux 6.15 a chain goes with its device, and none can be made for a device that is
+//! not there; since then chains stay, and take hold of any device of that name. So no script relies on a chain to be there or
+//! not, and a device that came back under its name counts as changed.
+
+use super::Name;
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt::{self, Write};
+use std::net::{IpAddr, Ipv6Addr};
+use std::str::FromStr;
+
+/// Our table for devices.
+pub const TABLE: &str = "netdev ringfence";
+
+/// A copy of it, for as long as it takes to replace it. Who takes the product off a node takes off both.
+pub const STAND_IN: &str = "netdev ringfence_stand_in";
+
+/// More elements than this go into several commands: nft's cost for one command grows faster than its length.
+const BATCH: usize = 2_000;
+
+/// Why a device cannot be rendered.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Invalid {
+    /// Not a name that could be in a script.
+    #[error("{0:?} is no name of a device that Ringfence takes: 1 to 15 letters, digits, dots, dashes and underscores")]
+    Name(String),
+    /// Not a link address.
+    #[error("{0:?} is no link address like 02:00:00:00:00:01")]
+    Mac(String),
+}
+
+/// The name of a network device, fit to stand in a script.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct DeviceName(String);
+
+impl FromStr for DeviceName {
+    type Err = Invalid;
+
+    fn from_str(name: &str) -> Result<Self, Invalid> {
+        let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '-' | '_');
+        // The kernel takes 15 bytes, and neither of the two names that are folders everywhere.
+        if (1..=15).contains(&name.len()) && name.chars().all(plain) && !matches!(name, "." | "..") {
+            Ok(Self(name.to_owned()))
+        } else {
+            Err(Invalid::Name(name.to_owned()))
+        }
+    }
+}
+
+impl fmt::Display for DeviceName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// An Ethernet address.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Mac([u8; 6]);
+
+impl FromStr for Mac {
+    type Err = Invalid;
+
+    fn from_str(text: &str) -> Result<Self, Invalid> {
+        let invalid = || Invalid::Mac(text.to_owned());
+        let mut bytes = [0; 6];
+        let mut parts = text.split(':');
+        for byte in &mut bytes {
+            let part = parts.next().filter(|p| p.len() == 2 && p.bytes().all(|b| b.is_ascii_hexdigit()));
+            *byte = u8::from_str_radix(part.ok_or_else(invalid)?, 16).map_err(|_| invalid())?;
+        }
+        if parts.next().is_some() { Err(invalid()) } else { Ok(Self(bytes)) }
+    }
+}
+
+impl fmt::Display for Mac {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let [a, b, c, d, e, g] = self.0;
+        write!(f, "{a:02x}:{b:02x}:{c:02x}:{d:02x}:{e:02x}:{g:02x}")
+    }
+}
+
+impl Mac {
+    /// The link-local address that a kernel makes of it unless told otherwise (RFC 4291, appendix A).
+    fn link_local(self) -> Ipv6Addr {
+        let [a, b, c, d, e, f] = self.0;
+        let pair = |high, low| u16::from_be_bytes([high, low]);
+        Ipv6Addr::new(0xfe80, 0, 0, 0, pair(a ^ 2, b), pair(c, 0xff), pair(0xfe, d), pair(e, f))
+    }
+}
+
+/// What may come out of a device.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Device {
+    /// The kernel's number for it, which tells it from the next device of its name.
+    pub index: u32,
+    /// The addresses of whoever is behind it. What cannot be anyone's address counts for nothing.
+    pub addresses: BTreeSet<IpAddr>,
+    /// Their link address, if it is known. If not, any link-local address passes for their own, as those are made of it.
+    pub mac: Option<Mac>,
+}
+
+/// All devices that are watched.
+pub type Devices = BTreeMap<DeviceName, Device>;
+
+/// Encapsulations that a node might take for its own network's: what is inside would appear to come from anywhere.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Tunnels {
+    /// IP protocols.
+    protocols: BTreeSet<u8>,
+    /// Destination ports of UDP.
+    udp_ports: BTreeSet<u16>,
+}
+
+impl Tunnels {
+    /// TCP, UDP and both kinds of ICMP are no tunnels, and stay what they are.
+    const NEVER: [u8; 4] = [1, 6, 17, 58];
+
+    /// These protocols and ports.
+    pub fn new(protocols: impl IntoIterator<Item = u8>, udp_ports: impl IntoIterator<Item = u16>) -> Self {
+        let protocols = protocols.into_iter().filter(|protocol| !Self::NEVER.contains(protocol)).collect();
+        Self { protocols, udp_ports: udp_ports.into_iter().collect() }
+    }
+}
+
+impl Default for Tunnels {
+    /// IPIP and 6in4; VXLAN by its own port and by Linux' old one, and Geneve.
+    fn default() -> Self {
+        Self::new([4, 41], [4789, 8472, 6081])
+    }
+}
+
+/// The transactions from any state of the table, or none, to this one, with one or the other in force at every instant.
+///
+/// In a single transaction a frame that meets the new chain of its device just before the generation flips, and the old one
+/// just after, meets two chains that are empty for it: so a copy stands in while the table is replaced.
+pub fn replacement(tunnels: &Tunnels, devices: &Devices) -> [String; 3] {
+    let full = full(tunnels, devices);
+    // A space is in no name: the table's is nowhere else.
+    [full.replace(TABLE, STAND_IN), full, format!("delete table {STAND_IN}\n")]
+}
+
+/// One transaction from any state of the table, or none, to this one. For a table that no frame meets: see [`replacement`].
+pub fn full(tunnels: &Tunnels, devices: &Devices) -> String {
+    let mut script = Script::default();
+    script.clear();
+    script.text.push_str(&skeleton(tunnels));
+    script.change(&Devices::new(), devices);
+    script.text
+}
+
+/// One transaction after which nothing is left of us.
+pub fn removal() -> String {
+    let mut script = Script::default();
+    script.clear();
+    script.text.clone() + &script.text.replace(TABLE, STAND_IN)
+}
+
+/// The one transaction from one state of the table to another; nothing, if they are the same.
+pub fn plan(old: &Devices, new: &Devices) -> Option<String> {
+    let mut script = Script::default();
+    script.change(old, new);
+    Some(script.text).filter(|text| !text.is_empty())
+}
+
+#[derive(Default)]
+struct Script {
+    text: String,
+}
+
+impl Script {
+    fn line(&mut self, line: fmt::Arguments<'_>) {
+        // Writing to a String cannot fail.
+        let _ = self.text.write_fmt(line);
+        self.text.push('\n');
+    }
+
+    fn clear(&mut self) {
+        // "add" first, as deleting what is not there would fail.
+        self.line(format_args!("add table {TABLE}"));
+        self.line(format_args!("delete table {TABLE}"));
+    }
+
+    fn change(&mut self, old: &Devices, new: &Devices) {
+        let differs = |(name, device): &(&DeviceName, &Device), other: &Devices| other.get(*name) != Some(*device);
+        let gone: Vec<_> = old.iter().filter(|entry| differs(entry, new)).collect();
+        let come: Vec<_> = new.iter().filter(|entry| differs(entry, old)).collect();
+
+        let (before, after) = (elements(&gone), elements(&come));
+        self.elements("delete", before.difference(&after));
+        self.elements("add", after.difference(&before));
+
+        for (name, _) in gone.into_iter().filter(|(name, _)| !new.contains_key(*name)) {
+            let chain = chain_of(name);
+            // "add" first: the chain may have gone with its device. Without a hook this changes nothing about one that is there.
+            self.line(format_args!("add chain {TABLE} {chain}"));
+            self.line(format_args!("flush chain {TABLE} {chain}"));
+            self.line(format_args!("delete chain {TABLE} {chain}"));
+        }
+        for (name, device) in come {
+            let chain = chain_of(name);
+            self.line(format_args!(
+                "add chain {TABLE} {chain} {{ type filter hook ingress device \"{name}\" priority -500; policy accept; }}"
+            ));
+            self.line(format_args!("flush chain {TABLE} {chain}"));
+            if let Some(mac) = device.mac {
+                self.line(format_args!("add rule {TABLE} {chain} ether saddr != {mac} counter name other_mac drop"));
+            }
+            self.line(format_args!("add rule {TABLE} {chain} goto own"));
+        }
+    }
+
+    fn elements<'a>(&mut self, command: &str, elements: impl Iterator<Item = &'a (Set, String)>) {
+        let mut by_set: BTreeMap<Set, Vec<&str>> = BTreeMap::new();
+        for (set, element) in elements {
+            by_set.entry(*set).or_default().push(element);
+        }
+        for (set, elements) in by_set {
+            for batch in elements.chunks(BATCH) {
+                self.line(format_args!("{command} element {TABLE} {set} {{ {} }}", batch.join(", ")));
+            }
+        }
+    }
+}
+
+/// The sets of the skeleton.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Set {
+    /// Devices with their IPv4 addresses.
+    V4,
+    /// Devices with their IPv6 addresses.
+    V6,
+    /// Devices with their link-local addresses.
+    LinkLocal,
+    /// Devices whose link-local addresses are not known.
+    AnyLinkLocal,
+    /// Devices with all their IPv6 addresses, once more, as a message about one carries it: nft 1.0.6 has no name for that field.
+    Targets,
+}
+
+impl fmt::Display for Set {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::V4 => "own_4",
+            Self::V6 => "own_6",
+            Self::LinkLocal => "own_link_local",
+            Self::AnyLinkLocal => "any_link_local",
+            Self::Targets => "own_targets",
+        })
+    }
+}
+
+fn elements(devices: &[(&DeviceName, &Device)]) -> BTreeSet<(Set, String)> {
+    let mut elements = BTreeSet::new();
+    for (name, Device { index: _, addresses, mac }) in devices {
+        let made_of_mac = mac.map(|mac| IpAddr::V6(mac.link_local()));
+        if made_of_mac.is_none() {
+            elements.insert((Set::AnyLinkLocal, format!("\"{name}\"")));
+        }
+        let owned = addresses.iter().copied().filter(|address| may_be_owned(*address));
+        for address in owned.chain(made_of_mac) {
+            let set = match address {
+                IpAddr::V4(_) => Set::V4,
+                IpAddr::V6(address) if address.is_unicast_link_local() => Set::LinkLocal,
+                IpAddr::V6(_) => Set::V6,
+            };
+            elements.insert((set, format!("\"{name}\" . {address}")));
+            if let IpAddr::V6(address) = address {
+                elements.insert((Set::Targets, format!("\"{name}\" . 0x{:032x}", address.to_bits())));
+            }
+        }
+    }
+    elements
+}
+
+fn may_be_owned(address: IpAddr) -> bool {
+    let broadcast = matches!(address, IpAddr::V4(address) if address.is_broadcast());
+    !(address.is_unspecified() || address.is_loopback() || address.is_multicast() || broadcast)
+}
+
+fn chain_of(device: &DeviceName) -> Name {
+    Name::hashed("from", &device.0)
+}
+
+/// The part of the table that does not vary with devices.
+///
+/// - `ether type`, not `meta protocol`: the kernel has put a VLAN tag aside by now, and only the former still shows it.
+/// - `meta l4proto` finds the protocol behind IPv6 extension headers. Where there is none, or its header is not in the first
+///   fragment (which nobody does who means well: RFC 7112), the packet is dropped, so nothing can be hidden there.
+/// - Fragments carry their source in each header. What the first one says decides, without which the others are nothing.
+/// - Protocols by number: names would need /etc/protocols, which slim images do not have.
+fn skeleton(tunnels: &Tunnels) -> String {
+    let Tunnels { protocols, udp_ports } = tunnels;
+    let tunnel_protocols: String = protocols.iter().map(|protocol| format!(", {protocol} : goto tunnel")).collect();
+    // To the ports of DHCP's clients, of both families, only servers send: those are not to be a tunnel's.
+    let tunnel_ports: String = udp_ports
+        .iter()
+        .filter(|port| ![68, 546].contains(*port))
+        .map(|port| format!(", {port} : goto tunnel"))
+        .collect();
+    format!(
+        "\
+table {TABLE} {{
+	comment \"Ringfence: own addresses only\"
+
+	counter other_mac {{ }}
+	counter other_protocol {{ }}
+	counter other_address {{ }}
+	counter other_arp {{ }}
+	counter other_neighbour {{ }}
+	counter link_local {{ }}
+	counter infrastructure {{ }}
+	counter tunnel {{ }}
+
+	set own_4 {{ type ifname . ipv4_addr; }}
+	set own_6 {{ type ifname . ipv6_addr; }}
+	set own_link_local {{ type ifname . ipv6_addr; }}
+	set any_link_local {{ type ifname; }}
+	set own_targets {{ typeof iifname . @th,64,128; }}
+
+	chain tunnel {{
+		counter name tunnel drop
+	}}
+	chain infrastructure {{
+		counter name infrastructure drop
+	}}
+	chain no_header {{
+		ip frag-off & 0x1fff != 0 accept
+		frag frag-off != 0 accept
+		counter name other_protocol drop
+	}}
+	chain udp_ports {{
+		udp dport vmap {{ 68 : goto infrastructure, 546 : goto infrastructure{tunnel_ports} }}
+		udp dport != 0 accept
+		goto no_header
+	}}
+
+	chain arp_sender {{
+		arp htype != 1 counter name other_arp drop
+		arp ptype != ip counter name other_arp drop
+		arp hlen != 6 counter name other_arp drop
+		arp plen != 4 counter name other_arp drop
+		arp operation {{ request, reply }} iifname . arp saddr ip @own_4 accept
+		arp operation request arp saddr ip 0.0.0.0 iifname . arp daddr ip @own_4 accept
+		counter name other_arp drop
+	}}
+
+	chain icmp_types {{
+		icmp type {{ redirect, router-advertisement }} counter name infrastructure drop
+		accept
+	}}
+	chain own_ip {{
+		meta l4proto 6 accept
+		meta l4proto vmap {{ 1 : goto icmp_types, 17 : goto udp_ports{tunnel_protocols} }}
+		accept
+	}}
+	chain ip_source {{
+		iifname . ip saddr @own_4 goto own_ip
+		ip saddr 0.0.0.0 ip daddr 255.255.255.255 udp sport 68 udp dport 67 accept
+		counter name other_address drop
+	}}
+
+	chain claim {{
+		iifname . @th,64,128 @own_targets accept
+		iifname @any_link_local @th,64,16 0xfe80 accept
+		counter name other_neighbour drop
+	}}
+	chain icmpv6_types {{
+		icmpv6 type vmap {{ nd-neighbor-advert : goto claim, nd-router-advert : goto infrastructure, nd-redirect : goto infrastructure, mld-listener-query : goto infrastructure, router-renumbering : goto infrastructure }}
+		icmpv6 type != 255 accept
+		goto no_header
+	}}
+	chain discovery {{
+		icmpv6 type vmap {{ nd-neighbor-solicit : accept, nd-neighbor-advert : goto claim, nd-router-solicit : accept, mld-listener-report : accept, mld-listener-done : accept, mld2-listener-report : accept, nd-router-advert : goto infrastructure, nd-redirect : goto infrastructure, mld-listener-query : goto infrastructure }}
+		udp sport 546 udp dport 547 accept
+		counter name link_local drop
+	}}
+	chain unspecified {{
+		icmpv6 type vmap {{ nd-neighbor-solicit : goto claim, nd-router-solicit : accept, mld-listener-report : accept, mld-listener-done : accept, mld2-listener-report : accept }}
+		counter name other_address drop
+	}}
+	chain own_ip6 {{
+		ip6 daddr fe80::/10 goto discovery
+		meta l4proto 6 accept
+		meta l4proto vmap {{ 17 : goto udp_ports, 58 : goto icmpv6_types{tunnel_protocols} }}
+		meta l4proto != 255 accept
+		counter name other_protocol drop
+	}}
+	chain ip6_source {{
+		iifname . ip6 saddr @own_6 goto own_ip6
+		iifname . ip6 saddr @own_link_local goto discovery
+		iifname @any_link_local ip6 saddr fe80::/10 goto discovery
+		ip6 saddr :: goto unspecified
+		counter name other_address drop
+	}}
+
+	chain own {{
+		ether type vmap {{ ip : goto ip_source, ip6 : goto ip6_source, arp : goto arp_sender }}
+		counter name other_protocol drop
+	}}
+}}
+"
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_plain_names_are_rendered() {
+        let parse = |name: &str| name.parse::<DeviceName>();
+        for good in ["veth12ab34cd", "cali0123456789a", "eth0.100", "lxc_1-a", "..."] {
+            assert_eq!(parse(good).map(|n| n.to_string()), Ok(good.to_owned()));
+        }
+        for bad in ["", ".", "..", "sixteen-letters-", "a b", "a\"b", "a;b", "a/b", "v*", "veth\n", "vëth", "$v", "a@b"] {
+            assert_eq!(parse(bad), Err(Invalid::Name(bad.to_owned())));
+        }
+    }
+
+    #[test]
+    fn link_addresses() {
+        let parse = |text: &str| text.parse::<Mac>();
+        let mac = parse("02:00:5E:10:00:fF").unwrap();
+        assert_eq!(mac.to_string(), "02:00:5e:10:00:ff");
+        assert_eq!(mac.link_local().to_string(), "fe80::5eff:fe10:ff");
+        for bad in ["", "02:00:5e:10:00", "02:00:5e:10:00:ff:00", "2:0:5e:10:0:ff", "+2:00:5e:10:00:ff", "020:0:5e:10:00:ff"] {
+            assert_eq!(parse(bad), Err(Invalid::Mac(bad.to_owned())));
+        }
+    }
+
+    fn devices(list: &[(&str, u32, &[&str], Option<&str>)]) -> Devices {
+        let device = |index, addresses: &[&str], mac: Option<&str>| Device {
+            index,
+            addresses: addresses.iter().map(|a| a.parse().unwrap()).collect(),
+            mac: mac.map(|mac| mac.parse().unwrap()),
+        };
+        list.iter().map(|&(name, index, addresses, mac)| (name.parse().unwrap(), device(index, addresses, mac))).collect()
+    }
+
+    #[test]
+    fn a_change_concerns_its_device_alone() {
+        let old = devices(&[("a", 1, &["10.0.0.1"], None), ("b", 2, &["10.0.0.2", "fd00::2"], None)]);
+        assert_eq!(plan(&old, &old), None);
+        let mut new = old.clone();
+        new.get_mut(&"b".parse().unwrap()).unwrap().addresses = ["10.0.0.2".parse().unwrap(), "10.0.0.3".parse().unwrap()].into();
+        let script = plan(&old, &new).unwrap();
+        let elements: Vec<&str> = script.lines().filter(|line| line.contains("element")).collect();
+        assert_eq!(
+            elements,
+            [
+                "delete element netdev ringfence own_6 { \"b\" . fd00::2 }",
+                "delete element netdev ringfence own_targets { \"b\" . 0xfd000000000000000000000000000002 }",
+                "add element netdev ringfence own_4 { \"b\" . 10.0.0.3 }",
+            ]
+        );
+        assert!(!script.contains(&chain_of(&"a".parse().unwrap()).to_string()), "{script}");
+    }
+
+    #[test]
+    fn a_device_that_came_back_under_its_name_is_watched_anew() {
+        let (old, new) = (devices(&[("a", 1, &["10.0.0.1"], None)]), devices(&[("a", 7, &["10.0.0.1"], None)]));
+        let script = plan(&old, &new).unwrap();
+        assert!(script.contains("device \"a\"") && !script.contains("element"), "{script}");
+    }
+
+    #[test]
+    fn nobody_owns_what_is_nobodys() {
+        let none = devices(&[("a", 1, &["0.0.0.0", "127.0.0.1", "224.0.0.1", "255.255.255.255", "::", "::1", "ff02::1"], None)]);
+        let any: BTreeSet<_> = [(Set::AnyLinkLocal, "\"a\"".to_owned())].into();
+        assert_eq!(elements(&none.iter().collect::<Vec<_>>()), any);
+    }
+
+    #[test]
+    fn tunnels_never_take_the_place_of_what_works() {
+        let tunnels = Tunnels::new([6, 17, 1, 58, 47], [68, 546, 4789]);
+        let text = skeleton(&tunnels);
+        assert!(text.contains("17 : goto udp_ports, 47 : goto tunnel }"), "{text}");
+        assert!(text.contains("546 : goto infrastructure, 4789 : goto tunnel }"), "{text}");
+    }
+}
