@@ -14,6 +14,7 @@ use tokio::sync::watch;
 const EVERY: Duration = Duration::from_secs(10);
 
 /// Takes repairs; a task tells of the latest.
+#[derive(Clone)]
 pub struct Announcer {
     latest: watch::Sender<Option<Damage>>,
 }
@@ -53,8 +54,8 @@ async fn announce(recorder: Recorder, node: ObjectReference, mut repairs: watch:
 fn event(damage: &Damage) -> Event {
     // Events of the same action become one with a count and the first one's note: so one for each program.
     let action = match damage {
-        Damage::Foreign(process) => format!("Repair after {}", process.name),
-        Damage::Different(_) => "Repair after comparison".to_owned(),
+        Damage::Foreign { process, .. } => format!("Repair after {}", process.name),
+        Damage::Different { .. } => "Repair after comparison".to_owned(),
     };
     Event {
         type_: EventType::Warning,

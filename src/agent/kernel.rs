@@ -31,20 +31,30 @@ pub struct Kernel {
     pace: Pace,
 }
 
-/// How the table came to be not what was committed.
+/// How one of our tables came to be not what was committed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Damage {
     /// Someone changed it.
-    Foreign(Process),
+    Foreign {
+        /// The table.
+        table: &'static str,
+        /// Who did.
+        process: Process,
+    },
     /// It was compared, and is not the same.
-    Different(String),
+    Different {
+        /// The table.
+        table: &'static str,
+        /// In what.
+        what: String,
+    },
 }
 
 impl fmt::Display for Damage {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.pad(&match self {
-            Self::Foreign(process) => format!("{process} changed table {TABLE}"),
-            Self::Different(what) => format!("table {TABLE} is not what was committed: {what}"),
+            Self::Foreign { table, process } => format!("{process} changed table {table}"),
+            Self::Different { table, what } => format!("table {table} is not what was committed: {what}"),
         })
     }
 }
@@ -71,8 +81,10 @@ impl Kernel {
         let news = self.watch.take();
         if let Some(committed) = self.committed.take() {
             let damage = match news.foreign {
-                Some(process) => Some(Damage::Foreign(process)),
-                None if news.lost || compare => self.compare(&committed).await?.map(Damage::Different),
+                Some(process) => Some(Damage::Foreign { table: TABLE, process }),
+                None if news.lost || compare => {
+                    self.compare(&committed).await?.map(|what| Damage::Different { table: TABLE, what })
+                }
                 None => None,
             };
             if damage.is_none() {

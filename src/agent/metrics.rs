@@ -11,6 +11,7 @@ use prometheus_client::registry::Registry;
 use std::time::Duration;
 
 /// See the help texts.
+#[derive(Clone)]
 pub struct Metrics {
     commits: Counter,
     failures: Counter,
@@ -61,8 +62,8 @@ impl Metrics {
     /// Counts a repair.
     pub fn repaired(&self, damage: &Damage) {
         let reason = match damage {
-            Damage::Foreign(_) => RepairReason::transaction,
-            Damage::Different(_) => RepairReason::comparison,
+            Damage::Foreign { .. } => RepairReason::transaction,
+            Damage::Different { .. } => RepairReason::comparison,
         };
         self.repairs.get_or_create(&RepairLabels { reason }).inc();
     }

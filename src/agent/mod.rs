@@ -4,11 +4,15 @@
 //! programmed stays enforced (S8).
 
 mod announce;
+mod attachments;
 mod check;
 mod data_path;
+mod devices;
 mod enforcer;
 pub mod kernel;
 mod metrics;
+mod notices;
+mod own_addresses;
 mod remotes;
 pub(crate) mod report;
 pub(crate) mod state;
@@ -16,10 +20,12 @@ pub(crate) mod state;
 #[cfg(test)]
 mod tests;
 
+use crate::api::conditions::Verdict;
 use crate::api::{SecurityGroup, SecurityGroupBinding};
 use crate::index::{Feed, Update};
 use crate::nft::exec::Nft;
 use crate::nft::monitor::Monitor;
+use crate::nft::own;
 use crate::runtime::admin::{Admin, Readiness};
 use crate::runtime::backoff::Backoff;
 use crate::runtime::coalesce::Coalescer;
@@ -34,6 +40,8 @@ use kube::core::DeserializeGuard;
 use kube::runtime::watcher;
 use kube::{Api, Client};
 use metrics::Metrics;
+use notices::Notices;
+use own_addresses::OwnAddresses;
 use remotes::Remotes;
 use report::Reporter;
 use state::State;
@@ -58,6 +66,8 @@ pub struct Args {
     /// and repaired at once; this is for what was not noticed.
     #[arg(long, default_value_t = 60, value_parser = clap::value_parser!(u64).range(1..))]
     pub compare_every: u64,
+    #[command(flatten)]
+    own_addresses: own_addresses::Args,
 }
 
 /// The state that watches write and the enforcer reads. Never held across an await.
@@ -73,7 +83,7 @@ impl Shared {
 
 /// Runs until shutdown.
 pub async fn run(args: Args, client: Client, shutdown: Shutdown) -> anyhow::Result<()> {
-    let Args { node_name, listen, compare_every } = args;
+    let Args { node_name, listen, compare_every, own_addresses } = args;
     let readiness = Readiness::default();
     let mut registry = prometheus_client::registry::Registry::with_prefix("ringfence_agent");
     let metrics = Metrics::register(&mut registry);
@@ -89,16 +99,21 @@ pub async fn run(args: Args, client: Client, shutdown: Shutdown) -> anyhow::Resu
     };
     let dirty = Arc::new(Coalescer::new(RETRY, Some(Duration::from_secs(compare_every))));
     let state = Shared(Arc::new(Mutex::new(State::new(addresses(&node)))));
+    let announcer = Announcer::start(client.clone(), &node, shutdown.clone());
+    let monitor = Monitor::open().context("cannot listen to changes of tables")?;
+    let attached = Arc::new(Coalescer::new(RETRY, None));
+    let own_addresses_only =
+        enforce_own_addresses(&own_addresses, &state, &attached, &monitor, (&metrics, &announcer), &shutdown)?;
 
     let synced = Readiness::default();
     let own = watcher::Config::default().fields(&format!("spec.nodeName={node_name}"));
-    watch::<Pod>(&client, own, &state, &dirty, &synced, "pods");
-    watch::<SecurityGroup>(&client, watcher::Config::default(), &state, &dirty, &synced, "securitygroups");
+    watch::<Pod>(&client, own, &state, &[&dirty, &attached], &synced, "pods");
+    watch::<SecurityGroup>(&client, watcher::Config::default(), &state, &[&dirty], &synced, "securitygroups");
     watch::<SecurityGroupBinding>(
         &client,
         watcher::Config::default(),
         &state,
-        &dirty,
+        &[&dirty],
         &synced,
         "securitygroupbindings",
     );
@@ -111,9 +126,8 @@ pub async fn run(args: Args, client: Client, shutdown: Shutdown) -> anyhow::Resu
     }
     tracing::info!(node = %node_name, "watches are complete");
     let remotes = Remotes::new(client.clone(), state.clone(), dirty.clone());
-    let reporter = Reporter::start(client.clone(), &node, shutdown.clone()).context("cannot read this boot's id")?;
-    let announcer = Announcer::start(client, &node, shutdown.clone());
-    let monitor = Monitor::open().context("cannot listen to changes of tables")?;
+    let reporter =
+        Reporter::start(client, &node, own_addresses_only, shutdown.clone()).context("cannot read this boot's id")?;
     let kernel = Kernel::new(Nft::default(), &monitor, {
         let dirty = dirty.clone();
         move || dirty.notify()
@@ -132,22 +146,50 @@ pub async fn run(args: Args, client: Client, shutdown: Shutdown) -> anyhow::Resu
     }
 }
 
+/// Begins at once: what pods may send depends on nothing that the API server would have to say first.
+fn enforce_own_addresses(
+    args: &own_addresses::Args,
+    state: &Shared,
+    attached: &Arc<Coalescer>,
+    monitor: &Arc<Monitor>,
+    (metrics, announcer): (&Metrics, &Announcer),
+    shutdown: &Shutdown,
+) -> anyhow::Result<tokio::sync::watch::Receiver<Option<Verdict>>> {
+    let notices = Notices::new(args.cni_cache.clone()).context("cannot listen for changes of network devices")?;
+    let (said, verdict) = tokio::sync::watch::channel(None);
+    let table = monitor.watch(&[own::TABLE, own::STAND_IN], {
+        let attached = attached.clone();
+        move || attached.notify()
+    });
+    let mut own_addresses = OwnAddresses::new(args, state.clone(), table, metrics.clone(), announcer.clone(), said);
+    attached.notify();
+    std::thread::Builder::new().name("notices".to_owned()).spawn({
+        let attached = attached.clone();
+        move || {
+            let Err(error) = notices.run(&attached);
+            tracing::error!(%error, "changes of network devices are no longer noticed");
+        }
+    })?;
+    tokio::spawn(attached.clone().run(shutdown.clone(), async move |reason| own_addresses.run(reason).await));
+    Ok(verdict)
+}
+
 /// Watches one kind into the state.
 fn watch<K>(
     client: &Client,
     config: watcher::Config,
     state: &Shared,
-    dirty: &Arc<Coalescer>,
+    dirty: &[&Arc<Coalescer>],
     synced: &Readiness,
     name: &str,
 ) where
     K: crate::index::Indexed + kube::Resource<DynamicType = ()> + Clone + std::fmt::Debug + Send + 'static,
     K: serde::de::DeserializeOwned,
 {
-    let (state, dirty) = (state.clone(), dirty.clone());
+    let (state, dirty) = (state.clone(), dirty.iter().copied().cloned().collect::<Vec<_>>());
     let sink = Feed(move |update: Update| {
         if !state.lock().index.update(update).is_empty() {
-            dirty.notify();
+            dirty.iter().for_each(|dirty| dirty.notify());
         }
     });
     let api: Api<DeserializeGuard<K>> = Api::all(client.clone());

@@ -23,7 +23,12 @@ pub struct Reporter {
 
 impl Reporter {
     /// Starts the task.
-    pub fn start(client: Client, node: &Node, shutdown: Shutdown) -> std::io::Result<Self> {
+    pub fn start(
+        client: Client,
+        node: &Node,
+        own_addresses_only: watch::Receiver<Option<Verdict>>,
+        shutdown: Shutdown,
+    ) -> std::io::Result<Self> {
         let boot_id = std::fs::read_to_string("/proc/sys/kernel/random/boot_id")?.trim().to_owned();
         let (latest, reports) = watch::channel(None);
         let writer = Writer {
@@ -35,7 +40,7 @@ impl Reporter {
         };
         tokio::spawn(async move {
             tokio::select! {
-                () = writer.run(reports) => {}
+                () = writer.run(reports, own_addresses_only) => {}
                 () = shutdown.signalled() => {}
             }
         });
@@ -59,12 +64,23 @@ struct Writer {
 }
 
 impl Writer {
-    async fn run(mut self, mut reports: watch::Receiver<Option<(Report, Vec<String>)>>) {
+    async fn run(
+        mut self,
+        mut reports: watch::Receiver<Option<(Report, Vec<String>)>>,
+        mut own_addresses_only: watch::Receiver<Option<Verdict>>,
+    ) {
         let mut failures = 0;
-        while reports.changed().await.is_ok() {
+        // Who reports lives as long as the agent.
+        while (tokio::select! {
+            changed = reports.changed() => changed,
+            changed = own_addresses_only.changed() => changed,
+        })
+        .is_ok()
+        {
             loop {
                 let Some((report, problems)) = reports.borrow_and_update().clone() else { break };
-                match self.write(report, problems).await {
+                let own_addresses_only = own_addresses_only.borrow_and_update().clone();
+                match self.write(report, problems, own_addresses_only).await {
                     Ok(()) => {
                         failures = 0;
                         break;
@@ -81,13 +97,18 @@ impl Writer {
         }
     }
 
-    async fn write(&mut self, report: Report, problems: Vec<String>) -> kube::Result<()> {
+    async fn write(
+        &mut self,
+        report: Report,
+        problems: Vec<String>,
+        own_addresses_only: Option<Verdict>,
+    ) -> kube::Result<()> {
         let mut object = match self.object.take() {
             Some(object) => object,
             None => self.find_or_create().await?,
         };
         let before = object.status.take().unwrap_or_default();
-        let status = status(before.clone(), report, problems, &self.boot_id, Timestamp::now());
+        let status = status(before.clone(), report, problems, own_addresses_only, &self.boot_id, Timestamp::now());
         let unchanged = status == before;
         object.status = Some(status);
         if !unchanged {
@@ -112,6 +133,7 @@ pub fn status(
     before: NodeEnforcementStatus,
     report: Report,
     problems: Vec<String>,
+    own_addresses_only: Option<Verdict>,
     boot_id: &str,
     now: Timestamp,
 ) -> NodeEnforcementStatus {
@@ -128,7 +150,9 @@ pub fn status(
     } else {
         Verdict { type_: DATA_PATH_READY, status: false, reason: "Bypassed", message: problems.join("; ") }
     };
-    conditions::set(&mut conditions, verdict, None, now);
+    for verdict in [Some(verdict), own_addresses_only].into_iter().flatten() {
+        conditions::set(&mut conditions, verdict, None, now);
+    }
     NodeEnforcementStatus {
         boot_id: Some(boot_id.to_owned()),
         group_count: count(groups.len()),

@@ -13,6 +13,8 @@ pub const ENFORCED: &str = "Enforced";
 pub const DELETION_BLOCKED: &str = "DeletionBlocked";
 /// On a NodeEnforcement: the traffic of the node's pods passes the hooks Ringfence listens on.
 pub const DATA_PATH_READY: &str = "DataPathReady";
+/// On a NodeEnforcement: no pod of the node sends with an address that is not its own.
+pub const OWN_ADDRESSES_ONLY: &str = "OwnAddressesOnly";
 
 /// Kubernetes refuses condition messages longer than this.
 const MAX_MESSAGE: usize = 32 * 1024;

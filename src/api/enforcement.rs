@@ -32,6 +32,12 @@ use serde::{Deserialize, Serialize};
         json_path = ".status.conditions[?(@.type==\"DataPathReady\")].status",
         description = "Whether traffic of the node's pods passes the hooks"
     ),
+    printcolumn(
+        name = "OwnAddresses",
+        type_ = "string",
+        json_path = ".status.conditions[?(@.type==\"OwnAddressesOnly\")].status",
+        description = "Whether the node's pods send with their own addresses only"
+    ),
     printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp")
 )]
 #[serde(rename_all = "camelCase")]
@@ -66,7 +72,7 @@ pub struct NodeEnforcementStatus {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(extend("x-kubernetes-list-type" = "atomic"))]
     pub failures: Vec<EnforcementFailure>,
-    /// DataPathReady.
+    /// DataPathReady and OwnAddressesOnly.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 8), extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["type"]))]
     pub conditions: Vec<Condition>,

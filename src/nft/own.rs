@@ -148,12 +148,22 @@ impl Default for Tunnels {
 
 /// The transactions from any state of the table, or none, to this one, with one or the other in force at every instant.
 ///
-/// In a single transaction a frame that meets the new chain of its device just before the generation flips, and the old one
-/// just after, meets two chains that are empty for it: so a copy stands in while the table is replaced.
-pub fn replacement(tunnels: &Tunnels, devices: &Devices) -> [String; 3] {
+/// [`full`] alone is not enough over a table in use. A frame that meets the new chain of its device just before the generation
+/// flips, and the old one just after, meets two chains that are empty for it; and one that is inside the old chains when it
+/// flips finds nothing in their maps any more, and is dropped. So a copy stands in while the table is replaced, and no frame is
+/// inside of either when it goes.
+pub fn replacement(tunnels: &Tunnels, devices: &Devices) -> [String; 5] {
     let full = full(tunnels, devices);
+    let mut retired = Script::default();
+    retired.line(format_args!("add table {TABLE}"));
+    for chain in devices.keys().map(chain_of) {
+        // "add" first, as flushing what is not there would fail. Chains of other devices go as they are.
+        retired.line(format_args!("add chain {TABLE} {chain}"));
+        retired.line(format_args!("flush chain {TABLE} {chain}"));
+    }
     // A space is in no name: the table's is nowhere else.
-    [full.replace(TABLE, STAND_IN), full, format!("delete table {STAND_IN}\n")]
+    let stand_in = |script: &str| script.replace(TABLE, STAND_IN);
+    [stand_in(&full), retired.text.clone(), full, stand_in(&retired.text), format!("delete table {STAND_IN}\n")]
 }
 
 /// One transaction from any state of the table, or none, to this one. For a table that no frame meets: see [`replacement`].
@@ -429,7 +439,8 @@ mod tests {
         for good in ["veth12ab34cd", "cali0123456789a", "eth0.100", "lxc_1-a", "..."] {
             assert_eq!(parse(good).map(|n| n.to_string()), Ok(good.to_owned()));
         }
-        for bad in ["", ".", "..", "sixteen-letters-", "a b", "a\"b", "a;b", "a/b", "v*", "veth\n", "vëth", "$v", "a@b"] {
+        for bad in ["", ".", "..", "sixteen-letters-", "a b", "a\"b", "a;b", "a/b", "v*", "veth\n", "vëth", "$v", "a@b"]
+        {
             assert_eq!(parse(bad), Err(Invalid::Name(bad.to_owned())));
         }
     }
@@ -440,7 +451,9 @@ mod tests {
         let mac = parse("02:00:5E:10:00:fF").unwrap();
         assert_eq!(mac.to_string(), "02:00:5e:10:00:ff");
         assert_eq!(mac.link_local().to_string(), "fe80::5eff:fe10:ff");
-        for bad in ["", "02:00:5e:10:00", "02:00:5e:10:00:ff:00", "2:0:5e:10:0:ff", "+2:00:5e:10:00:ff", "020:0:5e:10:00:ff"] {
+        for bad in
+            ["", "02:00:5e:10:00", "02:00:5e:10:00:ff:00", "2:0:5e:10:0:ff", "+2:00:5e:10:00:ff", "020:0:5e:10:00:ff"]
+        {
             assert_eq!(parse(bad), Err(Invalid::Mac(bad.to_owned())));
         }
     }
@@ -451,7 +464,9 @@ mod tests {
             addresses: addresses.iter().map(|a| a.parse().unwrap()).collect(),
             mac: mac.map(|mac| mac.parse().unwrap()),
         };
-        list.iter().map(|&(name, index, addresses, mac)| (name.parse().unwrap(), device(index, addresses, mac))).collect()
+        list.iter()
+            .map(|&(name, index, addresses, mac)| (name.parse().unwrap(), device(index, addresses, mac)))
+            .collect()
     }
 
     #[test]
@@ -459,7 +474,8 @@ mod tests {
         let old = devices(&[("a", 1, &["10.0.0.1"], None), ("b", 2, &["10.0.0.2", "fd00::2"], None)]);
         assert_eq!(plan(&old, &old), None);
         let mut new = old.clone();
-        new.get_mut(&"b".parse().unwrap()).unwrap().addresses = ["10.0.0.2".parse().unwrap(), "10.0.0.3".parse().unwrap()].into();
+        new.get_mut(&"b".parse().unwrap()).unwrap().addresses =
+            ["10.0.0.2".parse().unwrap(), "10.0.0.3".parse().unwrap()].into();
         let script = plan(&old, &new).unwrap();
         let elements: Vec<&str> = script.lines().filter(|line| line.contains("element")).collect();
         assert_eq!(
@@ -482,7 +498,12 @@ mod tests {
 
     #[test]
     fn nobody_owns_what_is_nobodys() {
-        let none = devices(&[("a", 1, &["0.0.0.0", "127.0.0.1", "224.0.0.1", "255.255.255.255", "::", "::1", "ff02::1"], None)]);
+        let none = devices(&[(
+            "a",
+            1,
+            &["0.0.0.0", "127.0.0.1", "224.0.0.1", "255.255.255.255", "::", "::1", "ff02::1"],
+            None,
+        )]);
         let any: BTreeSet<_> = [(Set::AnyLinkLocal, "\"a\"".to_owned())].into();
         assert_eq!(elements(&none.iter().collect::<Vec<_>>()), any);
     }

@@ -335,7 +335,7 @@ impl World {
     pub fn report_with(&mut self, node: &str, problems: Vec<String>) {
         let Some(agent) = self.agents.get(node) else { return };
         let before = self.reports.get(node).and_then(|r| r.status.clone()).unwrap_or_default();
-        let status = status(before, agent.kernel.report.clone(), problems, &agent.boot, NOW);
+        let status = status(before, agent.kernel.report.clone(), problems, None, &agent.boot, NOW);
         self.put_report(node, status);
     }
 

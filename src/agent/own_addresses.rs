@@ -1,0 +1,312 @@
+//! Sees to it that no pod of this node sends with an address that is not its own (S9), guarded or not.
+//!
+//! Owns the `netdev` table. Needs no API server: what the node's CNI plugins said and which devices exist is enough. The pods
+//! that the API server knows only tell what is missing.
+
+use super::Shared;
+use super::announce::Announcer;
+use super::attachments::Attachment;
+use super::devices::{Cache, Links, links};
+use super::kernel::Damage;
+use super::metrics::Metrics;
+use crate::api::conditions::{OWN_ADDRESSES_ONLY, Verdict, listed};
+use crate::nft::exec::{Nft, NftError};
+use crate::nft::monitor::Watch;
+use crate::nft::own::{self, Device, DeviceName, Devices, Invalid, Tunnels};
+use crate::policy::NamespacedName;
+use crate::runtime::Reason;
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+use std::path::PathBuf;
+use std::str::FromStr;
+use tokio::sync::watch;
+
+/// How strict the node is about what its pods send.
+#[derive(Clone, Debug, clap::Args)]
+pub struct Args {
+    /// Let pods send with their own addresses only.
+    #[arg(long, default_value_t = true, action = clap::ArgAction::Set)]
+    pub anti_spoofing: bool,
+    /// IP protocols that carry packets in packets, which pods may not send; comma-separated.
+    #[arg(long, default_value = "4,41")]
+    pub tunnel_protocols: Numbers<u8>,
+    /// UDP ports of tunnels, to which pods may not send; comma-separated.
+    #[arg(long, default_value = "4789,8472,6081")]
+    pub tunnel_ports: Numbers<u16>,
+    /// Folder in which the container runtime keeps the results of CNI plugins.
+    #[arg(long, default_value = "/var/lib/cni")]
+    pub cni_cache: PathBuf,
+}
+
+/// Numbers with commas between them, or none.
+#[derive(Clone, Debug)]
+pub struct Numbers<T>(Vec<T>);
+
+impl<T: FromStr> FromStr for Numbers<T> {
+    type Err = T::Err;
+
+    fn from_str(list: &str) -> Result<Self, T::Err> {
+        let items = list.split(',').map(str::trim).filter(|item| !item.is_empty());
+        items.map(str::parse).collect::<Result<_, _>>().map(Self)
+    }
+}
+
+/// Whoever knows of attachments, the least informed first.
+pub type Source = Box<dyn FnMut(&Links) -> Vec<Attachment> + Send + Sync>;
+
+/// The only one who commits to the `netdev` table.
+pub struct OwnAddresses {
+    enabled: bool,
+    tunnels: Tunnels,
+    sources: Vec<Source>,
+    state: Shared,
+    nft: Nft,
+    watch: Watch,
+    metrics: Metrics,
+    announcer: Announcer,
+    verdict: watch::Sender<Option<Verdict>>,
+    /// What the kernel holds; `None` if that is not known, as at the start and after any failure.
+    committed: Option<Devices>,
+}
+
+impl OwnAddresses {
+    /// Knows nothing of the kernel: the first commit replaces the table as a whole. `watch` is of that table.
+    pub fn new(
+        args: &Args,
+        state: Shared,
+        watch: Watch,
+        metrics: Metrics,
+        announcer: Announcer,
+        verdict: watch::Sender<Option<Verdict>>,
+    ) -> Self {
+        let Args { anti_spoofing, tunnel_protocols, tunnel_ports, cni_cache } = args;
+        let mut cache = Cache::new(cni_cache);
+        Self {
+            enabled: *anti_spoofing,
+            tunnels: Tunnels::new(tunnel_protocols.0.iter().copied(), tunnel_ports.0.iter().copied()),
+            sources: vec![Box::new(move |links| cache.read(links))],
+            state,
+            nft: Nft::default(),
+            watch,
+            metrics,
+            announcer,
+            verdict,
+            committed: None,
+        }
+    }
+
+    /// One round: from what is attached now to a commit and a verdict on it.
+    pub async fn run(&mut self, reason: Reason) -> Result<(), NftError> {
+        let news = self.watch.take();
+        if reason != Reason::Dirty || news.lost || news.foreign.is_some() {
+            self.committed = None;
+        }
+        if !self.enabled {
+            self.commit_one(&own::removal()).await?;
+            self.say(false, "Disabled", "pods may send with any address: anti-spoofing is switched off".into());
+            return Ok(());
+        }
+        let links = links()?;
+        let attachments: Vec<Attachment> = self.sources.iter_mut().flat_map(|source| source(&links)).collect();
+        let Desired { mut devices, mut unknown } = {
+            let state = self.state.lock();
+            let pods = state.index.pods().filter(|pod| !pod.host_network);
+            desired(attachments, &links, pods.map(|pod| (&pod.name, pod.claimed())))
+        };
+        let outcome = match self.commit(&devices).await {
+            // Only the kernel's own "no" is about what was asked; all else is about the moment.
+            Err(NftError::Refused(message)) if self.committed.is_none() => {
+                tracing::error!(%message, "the kernel refused the devices, looking for the one at fault");
+                unknown.extend(self.leave_out_refused(&mut devices).await);
+                self.commit(&devices).await
+            }
+            outcome => outcome,
+        };
+        if let Err(error) = outcome {
+            self.committed = None;
+            self.say(false, "NotCommitted", error.to_string());
+            return Err(error);
+        }
+        if unknown.is_empty() {
+            self.say(true, "Enforced", format!("{} devices of pods are watched", devices.len()));
+        } else {
+            self.say(false, "DeviceUnknown", listed(unknown));
+        }
+        self.committed = Some(devices);
+        if let Some(process) = news.foreign {
+            let damage = Damage::Foreign { table: own::TABLE, process };
+            tracing::warn!(%damage, "repaired our table");
+            self.metrics.repaired(&damage);
+            self.announcer.repaired(damage);
+        }
+        Ok(())
+    }
+
+    async fn commit(&self, devices: &Devices) -> Result<(), NftError> {
+        let Some(committed) = &self.committed else {
+            for script in own::replacement(&self.tunnels, devices) {
+                self.commit_one(&script).await?;
+            }
+            return Ok(());
+        };
+        match own::plan(committed, devices) {
+            Some(script) => self.commit_one(&script).await,
+            None => Ok(()),
+        }
+    }
+
+    async fn commit_one(&self, script: &str) -> Result<(), NftError> {
+        let _own = self.watch.own();
+        self.nft.commit(script).await
+    }
+
+    /// Takes out the devices that the kernel refuses, each tried alone, and says which (S13).
+    async fn leave_out_refused(&self, devices: &mut Devices) -> Vec<String> {
+        let mut refused = Vec::new();
+        for (name, device) in devices.clone() {
+            let alone = [(name.clone(), device)].into();
+            if let Err(error) = self.nft.check(&own::full(&self.tunnels, &alone)).await {
+                devices.remove(&name);
+                refused.push(format!("the kernel refuses to watch device {name}: {error}"));
+            }
+        }
+        refused
+    }
+
+    fn say(&self, status: bool, reason: &'static str, message: String) {
+        let verdict = Some(Verdict { type_: OWN_ADDRESSES_ONLY, status, reason, message });
+        self.verdict.send_if_modified(|said| {
+            let news = *said != verdict;
+            *said = verdict;
+            news
+        });
+    }
+}
+
+/// What should be in the kernel, and what cannot be, in words.
+#[derive(Debug, Default, PartialEq, Eq)]
+struct Desired {
+    devices: Devices,
+    unknown: Vec<String>,
+}
+
+/// The devices to watch. Of attachments to the same device the last counts: the others' sandboxes are gone.
+fn desired<'a>(
+    attachments: impl IntoIterator<Item = Attachment>,
+    links: &Links,
+    pods: impl IntoIterator<Item = (&'a NamespacedName, &'a BTreeSet<IpAddr>)>,
+) -> Desired {
+    let mut latest: BTreeMap<String, Attachment> = BTreeMap::new();
+    for attachment in attachments {
+        // What is not there is of no pod that runs.
+        if let Some(device) = attachment.device.as_ref().filter(|device| links.contains_key(*device)) {
+            latest.insert(device.clone(), attachment);
+        }
+    }
+    let mut desired = Desired::default();
+    let mut watched: BTreeSet<(NamespacedName, IpAddr)> = BTreeSet::new();
+    for (name, attachment) in latest {
+        let Attachment { pod, uid: _, container_id: _, interface, device: _, mac, addresses } = attachment;
+        if addresses.is_empty() {
+            // Closing a network because it gives no addresses would break what nobody asked Ringfence to guard.
+            desired.unknown.push(format!("{pod} has no known address on {interface}, so it may use any there"));
+            continue;
+        }
+        match parse(&name, links[&name].index, &addresses, mac.as_deref()) {
+            Ok((name, device)) => {
+                watched.extend(addresses.iter().map(|address| (pod.clone(), *address)));
+                desired.devices.insert(name, device);
+            }
+            Err(invalid) => desired.unknown.push(format!("{pod}: {invalid}")),
+        }
+    }
+    let mut pods: Vec<_> = pods.into_iter().collect();
+    pods.sort();
+    for (pod, addresses) in pods {
+        let missing: Vec<&IpAddr> = addresses.iter().filter(|a| !watched.contains(&(pod.clone(), **a))).collect();
+        if !missing.is_empty() {
+            desired.unknown.push(format!("no device is known that leads to {pod} at {}", listed(missing)));
+        }
+    }
+    desired
+}
+
+fn parse(
+    name: &str,
+    index: u32,
+    addresses: &BTreeSet<IpAddr>,
+    mac: Option<&str>,
+) -> Result<(DeviceName, Device), Invalid> {
+    let mac = mac.map(str::parse).transpose()?;
+    Ok((name.parse()?, Device { index, addresses: addresses.clone(), mac }))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::devices::{Kind, Link};
+    use super::*;
+
+    fn attachment(pod: &str, device: Option<&str>, addresses: &[&str]) -> Attachment {
+        Attachment {
+            pod: NamespacedName::new("shop", pod),
+            uid: String::new(),
+            container_id: String::new(),
+            interface: "eth0".into(),
+            device: device.map(str::to_owned),
+            mac: Some("02:00:00:00:00:01".into()),
+            addresses: addresses.iter().map(|a| a.parse().unwrap()).collect(),
+        }
+    }
+
+    fn links(names: &[&str]) -> Links {
+        names.iter().zip(1..).map(|(name, index)| ((*name).to_owned(), Link { index, kind: Kind::Pair })).collect()
+    }
+
+    fn watched(desired: &Desired) -> Vec<(String, Vec<String>)> {
+        let addresses = |device: &Device| device.addresses.iter().map(ToString::to_string).collect();
+        desired.devices.iter().map(|(name, device)| (name.to_string(), addresses(device))).collect()
+    }
+
+    #[test]
+    fn the_last_to_get_a_device_has_it() {
+        let of = [attachment("old", Some("a"), &["10.0.0.1"]), attachment("new", Some("a"), &["10.0.0.2"])];
+        let desired = desired(of, &links(&["a"]), []);
+        assert_eq!(watched(&desired), [("a".to_owned(), vec!["10.0.0.2".to_owned()])]);
+        assert!(desired.unknown.is_empty());
+    }
+
+    #[test]
+    fn what_cannot_be_watched_is_said_and_holds_nothing_else_up() {
+        let of = [
+            attachment("good", Some("a"), &["10.0.0.1", "fd00::1"]),
+            attachment("gone", Some("b"), &["10.0.0.2"]),
+            attachment("deviceless", None, &["10.0.0.3"]),
+            attachment("addressless", Some("c"), &[]),
+            Attachment { mac: Some("?".into()), ..attachment("odd", Some("d"), &["10.0.0.4"]) },
+        ];
+        let pods = ["good", "gone", "elsewhere"].map(|pod| NamespacedName::new("shop", pod));
+        let claimed: [BTreeSet<IpAddr>; 3] = [
+            ["10.0.0.1", "fd00::1"].map(|a| a.parse().unwrap()).into(),
+            ["10.0.0.2".parse().unwrap()].into(),
+            [].into(),
+        ];
+        let desired = desired(of, &links(&["a", "c", "d"]), pods.iter().zip(&claimed));
+        assert_eq!(watched(&desired), [("a".to_owned(), vec!["10.0.0.1".to_owned(), "fd00::1".to_owned()])]);
+        assert_eq!(
+            desired.unknown,
+            [
+                "shop/addressless has no known address on eth0, so it may use any there",
+                "shop/odd: \"?\" is no link address like 02:00:00:00:00:01",
+                "no device is known that leads to shop/gone at 10.0.0.2",
+            ]
+        );
+    }
+
+    #[test]
+    fn lists_of_numbers() {
+        let parse = |list: &str| list.parse::<Numbers<u8>>().map(|numbers| numbers.0);
+        assert_eq!(parse("4, 41"), Ok(vec![4, 41]));
+        assert_eq!(parse(""), Ok(vec![]));
+        assert!(parse("4,256").is_err());
+    }
+}
