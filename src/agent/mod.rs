@@ -41,7 +41,7 @@ use kube::runtime::watcher;
 use kube::{Api, Client};
 use metrics::Metrics;
 use notices::Notices;
-use own_addresses::OwnAddresses;
+use own_addresses::{AntiSpoofing, OwnAddresses};
 use remotes::Remotes;
 use report::Reporter;
 use state::State;
@@ -67,7 +67,7 @@ pub struct Args {
     #[arg(long, default_value_t = 60, value_parser = clap::value_parser!(u64).range(1..))]
     pub compare_every: u64,
     #[command(flatten)]
-    own_addresses: own_addresses::Args,
+    anti_spoofing: AntiSpoofing,
 }
 
 /// The state that watches write and the enforcer reads. Never held across an await.
@@ -83,7 +83,7 @@ impl Shared {
 
 /// Runs until shutdown.
 pub async fn run(args: Args, client: Client, shutdown: Shutdown) -> anyhow::Result<()> {
-    let Args { node_name, listen, compare_every, own_addresses } = args;
+    let Args { node_name, listen, compare_every, anti_spoofing } = args;
     let readiness = Readiness::default();
     let mut registry = prometheus_client::registry::Registry::with_prefix("ringfence_agent");
     let metrics = Metrics::register(&mut registry);
@@ -103,7 +103,7 @@ pub async fn run(args: Args, client: Client, shutdown: Shutdown) -> anyhow::Resu
     let monitor = Monitor::open().context("cannot listen to changes of tables")?;
     let attached = Arc::new(Coalescer::new(RETRY, None));
     let own_addresses_only =
-        enforce_own_addresses(&own_addresses, &state, &attached, &monitor, (&metrics, &announcer), &shutdown)?;
+        enforce_own_addresses(&anti_spoofing, &state, &attached, &monitor, (&metrics, &announcer), &shutdown)?;
 
     let synced = Readiness::default();
     let own = watcher::Config::default().fields(&format!("spec.nodeName={node_name}"));
@@ -148,7 +148,7 @@ pub async fn run(args: Args, client: Client, shutdown: Shutdown) -> anyhow::Resu
 
 /// Begins at once: what pods may send depends on nothing that the API server would have to say first.
 fn enforce_own_addresses(
-    args: &own_addresses::Args,
+    args: &AntiSpoofing,
     state: &Shared,
     attached: &Arc<Coalescer>,
     monitor: &Arc<Monitor>,

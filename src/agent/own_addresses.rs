@@ -23,7 +23,7 @@ use tokio::sync::watch;
 
 /// How strict the node is about what its pods send.
 #[derive(Clone, Debug, clap::Args)]
-pub struct Args {
+pub struct AntiSpoofing {
     /// Let pods send with their own addresses only.
     #[arg(long, default_value_t = true, action = clap::ArgAction::Set)]
     pub anti_spoofing: bool,
@@ -72,14 +72,14 @@ pub struct OwnAddresses {
 impl OwnAddresses {
     /// Knows nothing of the kernel: the first commit replaces the table as a whole. `watch` is of that table.
     pub fn new(
-        args: &Args,
+        args: &AntiSpoofing,
         state: Shared,
         watch: Watch,
         metrics: Metrics,
         announcer: Announcer,
         verdict: watch::Sender<Option<Verdict>>,
     ) -> Self {
-        let Args { anti_spoofing, tunnel_protocols, tunnel_ports, cni_cache } = args;
+        let AntiSpoofing { anti_spoofing, tunnel_protocols, tunnel_ports, cni_cache } = args;
         let mut cache = Cache::new(cni_cache);
         Self {
             enabled: *anti_spoofing,
