@@ -107,7 +107,7 @@ pub async fn run(args: Args, client: Client, shutdown: Shutdown) -> anyhow::Resu
 
     let synced = Readiness::default();
     let own = watcher::Config::default().fields(&format!("spec.nodeName={node_name}"));
-    watch::<Pod>(&client, own, &state, &[&dirty, &attached], &synced, "pods");
+    watch::<Pod>(&client, own, &state, &dirty, Some(&attached), &synced, "pods");
     watch::<SecurityGroup>(&client, watcher::Config::default(), &state, &[&dirty], &synced, "securitygroups");
     watch::<SecurityGroupBinding>(
         &client,
