@@ -539,16 +539,13 @@ fn conversation(from: &Host, source: IpAddr, to: &Host, destination: IpAddr) {
     // Neighbours are being looked for: the first SYN may have to wait.
     let mut client = from.netns.enter(|| TcpStream::connect_timeout(&server, PATIENCE)).expect(&what);
     let (mut accepted, _) = listener.accept().unwrap();
-    for (one, other) in [(&mut client, &mut accepted)] {
-        let mut buffer = [0; 4];
-        one.write_all(b"ping").unwrap();
-        other.read_exact(&mut buffer).unwrap();
-        other.write_all(b"pong").unwrap();
-        one.read_exact(&mut buffer).unwrap();
-        assert_eq!(&buffer, b"pong", "{what}");
-    }
-    let (here, there) = (traffic::udp(from, source, 0), traffic::udp(to, destination, 0));
     let mut buffer = [0; 4];
+    client.write_all(b"ping").unwrap();
+    accepted.read_exact(&mut buffer).unwrap();
+    accepted.write_all(b"pong").unwrap();
+    client.read_exact(&mut buffer).unwrap();
+    assert_eq!(&buffer, b"pong", "{what}");
+    let (here, there) = (traffic::udp(from, source, 0), traffic::udp(to, destination, 0));
     here.send_to(b"ping", there.local_addr().unwrap()).unwrap();
     there.set_read_timeout(Some(PATIENCE)).unwrap();
     let (_, back) = there.recv_from(&mut buffer).expect(&what);

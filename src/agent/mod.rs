@@ -108,15 +108,9 @@ pub async fn run(args: Args, client: Client, shutdown: Shutdown) -> anyhow::Resu
     let synced = Readiness::default();
     let own = watcher::Config::default().fields(&format!("spec.nodeName={node_name}"));
     watch::<Pod>(&client, own, &state, &dirty, Some(&attached), &synced, "pods");
-    watch::<SecurityGroup>(&client, watcher::Config::default(), &state, &[&dirty], &synced, "securitygroups");
-    watch::<SecurityGroupBinding>(
-        &client,
-        watcher::Config::default(),
-        &state,
-        &[&dirty],
-        &synced,
-        "securitygroupbindings",
-    );
+    let all = watcher::Config::default;
+    watch::<SecurityGroup>(&client, all(), &state, &dirty, None, &synced, "securitygroups");
+    watch::<SecurityGroupBinding>(&client, all(), &state, &dirty, None, &synced, "securitygroupbindings");
 
     let committed = readiness.register("first commit");
     // Nothing is written before every watch has synced: half the truth would close or open what the whole does not.
@@ -174,23 +168,25 @@ fn enforce_own_addresses(
     Ok(verdict)
 }
 
-/// Watches one kind into the state.
+/// Watches one kind into the state. `dirty` is told of what changes the index, `curious` of any news.
 fn watch<K>(
     client: &Client,
     config: watcher::Config,
     state: &Shared,
-    dirty: &[&Arc<Coalescer>],
+    dirty: &Arc<Coalescer>,
+    curious: Option<&Arc<Coalescer>>,
     synced: &Readiness,
     name: &str,
 ) where
     K: crate::index::Indexed + kube::Resource<DynamicType = ()> + Clone + std::fmt::Debug + Send + 'static,
     K: serde::de::DeserializeOwned,
 {
-    let (state, dirty) = (state.clone(), dirty.iter().copied().cloned().collect::<Vec<_>>());
+    let (state, dirty, curious) = (state.clone(), dirty.clone(), curious.cloned());
     let sink = Feed(move |update: Update| {
         if !state.lock().index.update(update).is_empty() {
-            dirty.iter().for_each(|dirty| dirty.notify());
+            dirty.notify();
         }
+        curious.iter().for_each(|curious| curious.notify());
     });
     let api: Api<DeserializeGuard<K>> = Api::all(client.clone());
     tokio::spawn(feed(api, config, sink, synced.register(name)));
