@@ -7,6 +7,7 @@
 
 mod support;
 
+use ringfence::nft::listing::{Fingerprints, difference};
 use ringfence::nft::{self, Constant, Ruleset, compile};
 use ringfence::policy::{
     Family, Group, IcmpMatch, IcmpType, Interface, NamespacedName, PortSet, Remote, Rule, Traffic, Transport,
@@ -75,6 +76,7 @@ fn a_difference_makes_the_same_table_as_building_from_nothing() {
         let mut scenario = scenario(&mut random);
         let node = Netns::new("node");
         let mut ruleset = Ruleset::default();
+        let mut fingerprints = Fingerprints::default();
         node.apply([nft::full(&ruleset).as_str()]);
         for step in 0..20 {
             let mut log = Vec::new();
@@ -90,6 +92,8 @@ fn a_difference_makes_the_same_table_as_building_from_nothing() {
             let context = format!("{}, step {step}: {log:#?}\n{scenario}\n{plan:#?}", random::repeat(seed));
             let table = table::read(&node);
             assert_nothing_left_over(&table, &skeleton, &ruleset, &context);
+            let listing = node.nft(&["-s", "list", "table", "inet", "ringfence"]);
+            assert_eq!(difference(&listing, &ruleset, &mut fingerprints), None, "{context}\n{listing}");
             if step % 4 == 3 {
                 table::assert_same(&table, &table::from_nothing(&ruleset), &context);
             }
