@@ -1,6 +1,7 @@
 //! Brings the kernel from what is committed to what is desired.
 
 use super::Shared;
+use super::attachments::Settled;
 use super::check::find_refused;
 use super::data_path;
 use super::metrics::Metrics;
@@ -13,6 +14,7 @@ use crate::policy::NamespacedName;
 use crate::runtime::coalesce::Reason;
 use std::collections::BTreeMap;
 use std::time::Instant;
+use tokio::sync::watch;
 
 /// The only one who commits.
 pub struct Enforcer {
@@ -20,6 +22,8 @@ pub struct Enforcer {
     remotes: Remotes,
     reporter: Reporter,
     metrics: Metrics,
+    /// Who waits at the gate is told here.
+    settled: watch::Sender<Settled>,
     /// What the kernel holds; `None` if that is not known, as at the start and after any failure.
     committed: Option<Desired>,
     /// The revisions last known to be good, which outlive a failure.
@@ -28,8 +32,14 @@ pub struct Enforcer {
 
 impl Enforcer {
     /// An enforcer that knows nothing of the kernel: its first commit replaces our table as a whole.
-    pub fn new(state: Shared, remotes: Remotes, reporter: Reporter, metrics: Metrics) -> Self {
-        Self { state, remotes, reporter, metrics, committed: None, good: BTreeMap::new() }
+    pub fn new(
+        state: Shared,
+        remotes: Remotes,
+        reporter: Reporter,
+        metrics: Metrics,
+        settled: watch::Sender<Settled>,
+    ) -> Self {
+        Self { state, remotes, reporter, metrics, settled, committed: None, good: BTreeMap::new() }
     }
 
     /// One round: from the state as it is now to a commit and a report of it.
@@ -58,6 +68,7 @@ impl Enforcer {
             self.committed = None;
             return Err(error);
         }
+        self.settled.send_replace(desired.settled.clone());
         self.remotes.keep_only(&desired.remotes);
         let addresses = desired.ruleset.guards.keys().copied();
         self.reporter.report(desired.report.clone(), data_path::problems(addresses));

@@ -3,9 +3,11 @@
 //! Owns its node's table and its node's `NodeEnforcement`, and writes nothing else. It removes nothing when it stops: what is
 //! programmed stays enforced (S8).
 
+pub mod attachments;
 mod check;
 mod data_path;
 mod enforcer;
+mod gate;
 mod metrics;
 mod remotes;
 pub(crate) mod report;
@@ -22,6 +24,7 @@ use crate::runtime::coalesce::Coalescer;
 use crate::runtime::watch::feed;
 use crate::runtime::{Shutdown, chain};
 use anyhow::Context;
+use attachments::{Attachments, Settled};
 use enforcer::Enforcer;
 use k8s_openapi::api::core::v1::{Node, Pod};
 use kube::core::DeserializeGuard;
@@ -30,11 +33,12 @@ use kube::{Api, Client};
 use metrics::Metrics;
 use remotes::Remotes;
 use report::Reporter;
-use state::State;
+use state::{Gate, State};
 use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
+use tokio::sync::watch::channel;
 
 /// Failures of nft are rare and mostly not of the moment; a short first delay is for those that are.
 const RETRY: Backoff = Backoff { min: Duration::from_millis(50), max: Duration::from_secs(30) };
@@ -48,6 +52,12 @@ pub struct Args {
     /// Where to serve /livez, /readyz and /metrics.
     #[arg(long, default_value = "0.0.0.0:9181")]
     pub listen: SocketAddr,
+    /// How new pods are made to wait.
+    #[command(flatten)]
+    pub gate: gate::Args,
+    /// Take Ringfence off this node, rules and all, and do nothing else from then on.
+    #[arg(long, env = "RINGFENCE_REMOVE")]
+    pub remove: bool,
 }
 
 /// The state that watches write and the enforcer reads. Never held across an await.
@@ -63,7 +73,8 @@ impl Shared {
 
 /// Runs until shutdown.
 pub async fn run(args: Args, client: Client, shutdown: Shutdown) -> anyhow::Result<()> {
-    let Args { node_name, listen } = args;
+    let Args { node_name, listen, gate, remove } = args;
+    let places = gate::Places::from(gate);
     let readiness = Readiness::default();
     let mut registry = prometheus_client::registry::Registry::with_prefix("ringfence_agent");
     let metrics = Metrics::register(&mut registry);
@@ -72,6 +83,13 @@ pub async fn run(args: Args, client: Client, shutdown: Shutdown) -> anyhow::Resu
         let shutdown = shutdown.clone();
         async move { shutdown.signalled().await }
     }));
+    if remove {
+        let removed = readiness.register("removed");
+        gate::remove(places).await?;
+        removed.set_ready(true);
+        shutdown.signalled().await;
+        return Ok(());
+    }
 
     let node = tokio::select! {
         node = find_node(&client, &node_name) => node,
@@ -79,6 +97,18 @@ pub async fn run(args: Args, client: Client, shutdown: Shutdown) -> anyhow::Resu
     };
     let dirty = Arc::new(Coalescer::new(RETRY, None));
     let state = Shared(Arc::new(Mutex::new(State::new(addresses(&node)))));
+    let (settled, at_gate) = channel(Settled::default());
+    if places.wanted() {
+        let store = gate::Store::open(places.attachments())?;
+        {
+            let mut state = state.lock();
+            state.attachments = Attachments::restore(store.records());
+            state.gate = Gate::Starting;
+        }
+        // The plugin may be in its place from before: who asks now waits for the first commit.
+        let server = gate::Server::new(state.clone(), dirty.clone(), store, at_gate);
+        tokio::spawn(server.listen(places.socket(), shutdown.clone())?);
+    }
 
     let synced = Readiness::default();
     let own = watcher::Config::default().fields(&format!("spec.nodeName={node_name}"));
@@ -102,12 +132,17 @@ pub async fn run(args: Args, client: Client, shutdown: Shutdown) -> anyhow::Resu
     tracing::info!(node = %node_name, "watches are complete");
     let remotes = Remotes::new(client.clone(), state.clone(), dirty.clone());
     let reporter = Reporter::start(client, &node, shutdown.clone()).context("cannot read this boot's id")?;
-    let mut enforcer = Enforcer::new(state, remotes, reporter, metrics);
+    // Nobody is sent to a gate at which nobody could be let in yet.
+    let mut first_commit = Some(gate::keep(places, state.clone(), dirty.clone(), shutdown.clone()));
+    let mut enforcer = Enforcer::new(state, remotes, reporter, metrics, settled);
     dirty.notify();
     dirty
         .run(shutdown, async move |reason| {
             enforcer.run(reason).await?;
             committed.set_ready(true);
+            if let Some(keep_gate) = first_commit.take() {
+                tokio::spawn(keep_gate);
+            }
             anyhow::Ok(())
         })
         .await;
@@ -128,7 +163,7 @@ fn watch<K>(
 {
     let (state, dirty) = (state.clone(), dirty.clone());
     let sink = Feed(move |update: Update| {
-        if !state.lock().index.update(update).is_empty() {
+        if state.lock().update(update) {
             dirty.notify();
         }
     });

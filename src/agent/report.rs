@@ -115,7 +115,7 @@ pub fn status(
     boot_id: &str,
     now: Timestamp,
 ) -> NodeEnforcementStatus {
-    let Report { interfaces, groups, remotes, bindings, failures } = report;
+    let Report { interfaces, groups, remotes, bindings, failures, attachments, gate } = report;
     let count = |n: usize| i64::try_from(n).unwrap_or(i64::MAX);
     let mut conditions = before.conditions;
     let verdict = if problems.is_empty() {
@@ -129,6 +129,7 @@ pub fn status(
         Verdict { type_: DATA_PATH_READY, status: false, reason: "Bypassed", message: problems.join("; ") }
     };
     conditions::set(&mut conditions, verdict, None, now);
+    conditions::set(&mut conditions, gate.verdict(), None, now);
     NodeEnforcementStatus {
         boot_id: Some(boot_id.to_owned()),
         group_count: count(groups.len()),
@@ -137,6 +138,7 @@ pub fn status(
         remotes,
         bindings,
         failures,
+        attachments,
         conditions,
     }
 }

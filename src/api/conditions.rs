@@ -13,6 +13,8 @@ pub const ENFORCED: &str = "Enforced";
 pub const DELETION_BLOCKED: &str = "DeletionBlocked";
 /// On a NodeEnforcement: the traffic of the node's pods passes the hooks Ringfence listens on.
 pub const DATA_PATH_READY: &str = "DataPathReady";
+/// On a NodeEnforcement: new pods of the node wait until their rules are in the kernel.
+pub const GATE_READY: &str = "GateReady";
 
 /// Kubernetes refuses condition messages longer than this.
 const MAX_MESSAGE: usize = 32 * 1024;
