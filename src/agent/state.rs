@@ -173,9 +173,6 @@ impl State {
             }
         }
         self.profiles = profiles.into_values().collect();
-
-@@@
-        self.profiles = profiles;
         for address in given_back {
             // The device is taken down after we were told: until the pod is gone, or the address is somebody else's, nothing
             // passes, whoever still sends from a dying sandbox.

@@ -41,13 +41,13 @@ pub struct Entry {
 
 /// What the runtime hands over of it.
 #[derive(Debug)]
-pub struct Config {
-    pub version: String,
-    pub socket: PathBuf,
-    pub timeout: Duration,
-    pub on_timeout: OnTimeout,
-    pub prev_result: Option<Value>,
-    pub valid_attachments: Option<Vec<Key>>,
+pub(super) struct Config {
+    pub(super) version: String,
+    pub(super) socket: PathBuf,
+    pub(super) timeout: Duration,
+    pub(super) on_timeout: OnTimeout,
+    pub(super) prev_result: Option<Value>,
+    pub(super) valid_attachments: Option<Vec<Key>>,
 }
 
 #[derive(Deserialize)]
@@ -69,7 +69,7 @@ struct ValidAttachment {
 }
 
 impl Config {
-    pub fn parse(input: &str) -> Result<Self, Error> {
+    pub(super) fn parse(input: &str) -> Result<Self, Error> {
         let version = version(input).ok_or_else(|| {
             Error::new(code::UNDECODABLE, "standard input is not a network configuration with a cniVersion")
         })?;
@@ -91,13 +91,13 @@ impl Config {
     }
 
     /// How long the agent may take.
-    pub fn patience_millis(&self) -> u64 {
+    pub(super) fn patience_millis(&self) -> u64 {
         u64::try_from(self.timeout.saturating_sub(HEAD_START).as_millis()).unwrap_or(u64::MAX)
     }
 }
 
 /// The version of a configuration, if it says one.
-pub fn version(input: &str) -> Option<String> {
+pub(super) fn version(input: &str) -> Option<String> {
     let config: Value = serde_json::from_str(input).ok()?;
     config.get("cniVersion")?.as_str().map(str::to_owned)
 }
