@@ -113,9 +113,12 @@ impl Index {
 
     /// Takes in what the node of a pod with this uid knows of its addresses; `None`: nothing beyond the pod's status.
     pub fn set_known_addresses(&mut self, name: &NamespacedName, known: Option<(String, BTreeSet<IpAddr>)>) -> Changes {
-        match known {
-            Some(known) => drop(self.known.insert(name.clone(), known)),
-            None => drop(self.known.remove(name)),
+        let before = match known.clone() {
+            Some(known) => self.known.insert(name.clone(), known),
+            None => self.known.remove(name),
+        };
+        if before == known {
+            return Changes::default();
         }
         match self.pods.get(name).cloned() {
             Some(pod) => self.apply_pod(pod),
