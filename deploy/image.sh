@@ -5,6 +5,7 @@
 #   TAG=0.1.0        the image's tag; default: the program's version
 #   BASE=IMAGE       another base than the one described below
 #   BINARY=FILE      a program built elsewhere, inside this folder; default: a release build
+#   CNI_PLUGIN=FILE  likewise the CNI plugin, which must be linked statically
 #   RINGFENCE_CACHE  where the base is kept; default: ~/.cache/ringfence
 #
 # Without BASE the base is made of Debian packages by mmdebstrap, once, so that no image registry is needed. Where
@@ -95,6 +96,15 @@ if [[ -z ${BINARY:-} ]]; then
 	BINARY=target/release/ringfence
 fi
 [[ -x $BINARY ]] || fail "$BINARY is not a program"
+if [[ -z ${CNI_PLUGIN:-} ]]; then
+	say "building the CNI plugin"
+	# It runs on the nodes, whose C library nobody knows. The flag goes to this program alone: as RUSTFLAGS it would make
+	# another build of every library.
+	cargo rustc --quiet --release --locked --bin ringfence-cni -- -C target-feature=+crt-static >&2
+	CNI_PLUGIN=target/release/ringfence-cni
+fi
+[[ -x $CNI_PLUGIN ]] || fail "$CNI_PLUGIN is not a program"
+! grep -q /ld-linux "$CNI_PLUGIN" || fail "$CNI_PLUGIN is not linked statically: it would not start on every node"
 
 mkdir -p "$out"
 # Nothing to do when nothing that goes into the image has changed.
@@ -102,7 +112,7 @@ inputs=$(
 	{
 		echo "$name ${BASE:-}"
 		cat Containerfile deploy/image.sh
-		sha256sum "$BINARY"
+		sha256sum "$BINARY" "$CNI_PLUGIN"
 	} | sha256sum | cut -c1-64
 )
 if [[ -f $out/ringfence.tar && $(cat "$out/inputs" 2>/dev/null) == "$inputs" ]]; then
@@ -118,7 +128,8 @@ base=$(base_image)
 say "building $name on $base"
 # Not squashed: the base stays a layer of its own, which a node that has it does not load again.
 build_tool build --quiet --layers=false --force-rm \
-	--build-arg "BASE=$base" --build-arg "BINARY=$BINARY" --build-arg "VERSION=${TAG:-$version}" \
+	--build-arg "BASE=$base" --build-arg "VERSION=${TAG:-$version}" \
+	--build-arg "BINARY=$BINARY" --build-arg "CNI_PLUGIN=$CNI_PLUGIN" \
 	--tag "$name" --file Containerfile . >/dev/null
 
 # A program from a machine with a newer C library does not start in an older base: find out here, not in a cluster.

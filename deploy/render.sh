@@ -25,6 +25,9 @@ trap 'rm -f "$rendered"' EXIT
 		# Put your image's name in place of ringfence.test/ringfence, then
 		#   kubectl apply --server-side -f deploy/ringfence.yaml
 		#
+		# To uninstall, first run deploy/uninstall.yaml: it says how. Deleted without that, the agents leave a CNI plugin
+		# behind that lets no pod start.
+		#
 		# 'kubectl delete -f' on this file also deletes the custom resource definitions, and with them every group and
 		# binding of the cluster. Delete those first, while the controller is there to release them:
 		#   kubectl delete securitygroupbindings,securitygroups --all --all-namespaces

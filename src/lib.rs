@@ -5,8 +5,10 @@
 
 pub mod agent;
 pub mod api;
+pub mod cni;
 pub mod controller;
 pub mod index;
 pub mod nft;
 pub mod policy;
 pub mod runtime;
+pub mod uninstall;

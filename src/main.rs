@@ -3,7 +3,7 @@
 use anyhow::Context;
 use clap::{Parser, Subcommand};
 use ringfence::runtime::{LogFormat, Shutdown, log};
-use ringfence::{agent, api, controller};
+use ringfence::{agent, api, controller, uninstall};
 use std::path::PathBuf;
 
 /// Cloud security groups for Kubernetes.
@@ -23,6 +23,8 @@ enum Command {
     Controller(controller::Args),
     /// Enforce groups on this node.
     Agent(agent::Args),
+    /// Take Ringfence off every node, before its objects are deleted.
+    Uninstall(uninstall::Args),
     /// Write the CRDs.
     Crds {
         /// Folder to write one file for each CRD to; by default all go to standard output.
@@ -37,6 +39,9 @@ fn main() -> anyhow::Result<()> {
         Command::Crds { output_dir } => write_crds(output_dir),
         Command::Controller(args) => {
             serve(log_format, async |client, shutdown| controller::run(args, client, shutdown).await)
+        }
+        Command::Uninstall(args) => {
+            serve(log_format, async |client, shutdown| uninstall::run(args, client, shutdown).await)
         }
         Command::Agent(args) => serve(log_format, async |client, shutdown| agent::run(args, client, shutdown).await),
     }

@@ -2,6 +2,7 @@
 
 use super::Shared;
 use super::announce::Announcer;
+use super::attachments::Settled;
 use super::check::find_refused;
 use super::data_path;
 use super::kernel::Kernel;
@@ -14,6 +15,7 @@ use crate::policy::NamespacedName;
 use crate::runtime::coalesce::Reason;
 use std::collections::BTreeMap;
 use std::time::Instant;
+use tokio::sync::watch;
 
 /// The only one who decides what is committed.
 pub struct Enforcer {
@@ -23,6 +25,8 @@ pub struct Enforcer {
     metrics: Metrics,
     announcer: Announcer,
     kernel: Kernel,
+    /// Who waits at the gate is told here.
+    settled: watch::Sender<Settled>,
     /// The revisions last known to be good, which outlive a failure.
     good: BTreeMap<NamespacedName, Revision>,
 }
@@ -36,8 +40,9 @@ impl Enforcer {
         metrics: Metrics,
         announcer: Announcer,
         kernel: Kernel,
+        settled: watch::Sender<Settled>,
     ) -> Self {
-        Self { state, remotes, reporter, metrics, announcer, kernel, good: BTreeMap::new() }
+        Self { state, remotes, reporter, metrics, announcer, kernel, settled, good: BTreeMap::new() }
     }
 
     /// One round: from the state as it is now to a commit and a report of it.
@@ -65,6 +70,7 @@ impl Enforcer {
             self.metrics.repaired(&damage);
             self.announcer.repaired(damage);
         }
+        self.settled.send_replace(desired.settled.clone());
         self.remotes.keep_only(&desired.remotes);
         let addresses = desired.ruleset.guards.keys().copied();
         self.reporter.report(desired.report, data_path::problems(addresses));

@@ -4,11 +4,12 @@
 //! programmed stays enforced (S8).
 
 mod announce;
-mod attachments;
+pub mod attachments;
 mod check;
 mod data_path;
 mod devices;
 mod enforcer;
+mod gate;
 pub mod kernel;
 mod metrics;
 mod notices;
@@ -33,6 +34,7 @@ use crate::runtime::watch::feed;
 use crate::runtime::{Shutdown, chain};
 use announce::Announcer;
 use anyhow::Context;
+use attachments::{Attachments, Settled};
 use enforcer::Enforcer;
 use k8s_openapi::api::core::v1::{Node, Pod};
 use kernel::Kernel;
@@ -44,11 +46,12 @@ use notices::Notices;
 use own_addresses::{AntiSpoofing, OwnAddresses};
 use remotes::Remotes;
 use report::Reporter;
-use state::State;
+use state::{Gate, State};
 use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
+use tokio::sync::watch::{Receiver, channel};
 
 /// Failures of nft are rare and mostly not of the moment; a short first delay is for those that are.
 const RETRY: Backoff = Backoff { min: Duration::from_millis(50), max: Duration::from_secs(30) };
@@ -68,6 +71,12 @@ pub struct Args {
     pub compare_every: u64,
     #[command(flatten)]
     anti_spoofing: AntiSpoofing,
+    /// How new pods are made to wait.
+    #[command(flatten)]
+    pub gate: gate::Args,
+    /// Take Ringfence off this node, rules and all, and do nothing else from then on.
+    #[arg(long, env = "RINGFENCE_REMOVE")]
+    pub remove: bool,
 }
 
 /// The state that watches write and the enforcer reads. Never held across an await.
@@ -83,7 +92,8 @@ impl Shared {
 
 /// Runs until shutdown.
 pub async fn run(args: Args, client: Client, shutdown: Shutdown) -> anyhow::Result<()> {
-    let Args { node_name, listen, compare_every, anti_spoofing } = args;
+    let Args { node_name, listen, compare_every, anti_spoofing, gate, remove } = args;
+    let places = gate::Places::from(gate);
     let readiness = Readiness::default();
     let mut registry = prometheus_client::registry::Registry::with_prefix("ringfence_agent");
     let metrics = Metrics::register(&mut registry);
@@ -92,6 +102,13 @@ pub async fn run(args: Args, client: Client, shutdown: Shutdown) -> anyhow::Resu
         let shutdown = shutdown.clone();
         async move { shutdown.signalled().await }
     }));
+    if remove {
+        let removed = readiness.register("removed");
+        gate::remove(places).await?;
+        removed.set_ready(true);
+        shutdown.signalled().await;
+        return Ok(());
+    }
 
     let node = tokio::select! {
         node = find_node(&client, &node_name) => node,
@@ -102,8 +119,20 @@ pub async fn run(args: Args, client: Client, shutdown: Shutdown) -> anyhow::Resu
     let announcer = Announcer::start(client.clone(), &node, shutdown.clone());
     let monitor = Monitor::open().context("cannot listen to changes of tables")?;
     let attached = Arc::new(Coalescer::new(RETRY, None));
-    let own_addresses_only =
+    let (own_addresses_only, watched) =
         enforce_own_addresses(&anti_spoofing, &state, &attached, &monitor, (&metrics, &announcer), &shutdown)?;
+    let (settled, at_gate) = channel(Settled::default());
+    if places.wanted() {
+        let store = gate::Store::open(places.attachments())?;
+        {
+            let mut state = state.lock();
+            state.attachments = Attachments::restore(store.records());
+            state.gate = Gate::Starting;
+        }
+        // The plugin may be in its place from before: who asks now waits for the first commit.
+        let server = gate::Server::new(state.clone(), [dirty.clone(), attached.clone()], store, at_gate, watched);
+        tokio::spawn(server.listen(places.socket(), shutdown.clone())?);
+    }
 
     let synced = Readiness::default();
     let own = watcher::Config::default().fields(&format!("spec.nodeName={node_name}"));
@@ -126,11 +155,16 @@ pub async fn run(args: Args, client: Client, shutdown: Shutdown) -> anyhow::Resu
         let dirty = dirty.clone();
         move || dirty.notify()
     });
-    let mut enforcer = Enforcer::new(state, remotes, reporter, metrics, announcer, kernel);
+    // Nobody is sent to a gate at which nobody could be let in yet.
+    let mut first_commit = Some(gate::keep(places, state.clone(), dirty.clone(), shutdown.clone()));
+    let mut enforcer = Enforcer::new(state, remotes, reporter, metrics, announcer, kernel, settled);
     dirty.notify();
     let enforce = dirty.run(shutdown, async move |reason| {
         enforcer.run(reason).await?;
         committed.set_ready(true);
+        if let Some(keep_gate) = first_commit.take() {
+            tokio::spawn(keep_gate);
+        }
         anyhow::Ok(())
     });
     tokio::select! {
@@ -140,7 +174,8 @@ pub async fn run(args: Args, client: Client, shutdown: Shutdown) -> anyhow::Resu
     }
 }
 
-/// Begins at once: what pods may send depends on nothing that the API server would have to say first.
+/// Begins at once: what pods may send depends on nothing that the API server would have to say first. Returns what it says of
+/// itself, and up to which revision of the attachments it is committed.
 fn enforce_own_addresses(
     args: &AntiSpoofing,
     state: &Shared,
@@ -148,14 +183,16 @@ fn enforce_own_addresses(
     monitor: &Arc<Monitor>,
     (metrics, announcer): (&Metrics, &Announcer),
     shutdown: &Shutdown,
-) -> anyhow::Result<tokio::sync::watch::Receiver<Option<Verdict>>> {
+) -> anyhow::Result<(Receiver<Option<Verdict>>, Receiver<u64>)> {
     let notices = Notices::new(args.cni_cache.clone()).context("cannot listen for changes of network devices")?;
-    let (said, verdict) = tokio::sync::watch::channel(None);
+    let (said, verdict) = channel(None);
+    let (settled, watched) = channel(0);
     let table = monitor.watch(&[own::TABLE, own::STAND_IN], {
         let attached = attached.clone();
         move || attached.notify()
     });
-    let mut own_addresses = OwnAddresses::new(args, state.clone(), table, metrics.clone(), announcer.clone(), said);
+    let mut own_addresses =
+        OwnAddresses::new(args, state.clone(), table, metrics.clone(), announcer.clone(), said, settled);
     attached.notify();
     std::thread::Builder::new().name("notices".to_owned()).spawn({
         let attached = attached.clone();
@@ -165,7 +202,7 @@ fn enforce_own_addresses(
         }
     })?;
     tokio::spawn(attached.clone().run(shutdown.clone(), async move |reason| own_addresses.run(reason).await));
-    Ok(verdict)
+    Ok((verdict, watched))
 }
 
 /// Watches one kind into the state. `dirty` is told of what changes the index, `curious` of any news.
@@ -183,7 +220,7 @@ fn watch<K>(
 {
     let (state, dirty, curious) = (state.clone(), dirty.clone(), curious.cloned());
     let sink = Feed(move |update: Update| {
-        if !state.lock().index.update(update).is_empty() {
+        if state.lock().update(update) {
             dirty.notify();
         }
         curious.iter().for_each(|curious| curious.notify());

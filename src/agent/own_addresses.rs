@@ -51,20 +51,20 @@ impl<T: FromStr> FromStr for Numbers<T> {
     }
 }
 
-/// Whoever knows of attachments, the least informed first.
-pub type Source = Box<dyn FnMut(&Links) -> Vec<Attachment> + Send + Sync>;
-
 /// The only one who commits to the `netdev` table.
 pub struct OwnAddresses {
     enabled: bool,
     tunnels: Tunnels,
-    sources: Vec<Source>,
+    /// What the runtime remembers, also of pods that were there before the agent.
+    cache: Cache,
     state: Shared,
     nft: Nft,
     watch: Watch,
     metrics: Metrics,
     announcer: Announcer,
     verdict: watch::Sender<Option<Verdict>>,
+    /// Who waits at the gate is told here, by the revision of the attachments.
+    settled: watch::Sender<u64>,
     /// What the kernel holds; `None` if that is not known, as at the start and after any failure.
     committed: Option<Devices>,
 }
@@ -78,19 +78,20 @@ impl OwnAddresses {
         metrics: Metrics,
         announcer: Announcer,
         verdict: watch::Sender<Option<Verdict>>,
+        settled: watch::Sender<u64>,
     ) -> Self {
         let AntiSpoofing { anti_spoofing, tunnel_protocols, tunnel_ports, cni_cache } = args;
-        let mut cache = Cache::new(cni_cache);
         Self {
             enabled: *anti_spoofing,
             tunnels: Tunnels::new(tunnel_protocols.0.iter().copied(), tunnel_ports.0.iter().copied()),
-            sources: vec![Box::new(move |links| cache.read(links))],
+            cache: Cache::new(cni_cache),
             state,
             nft: Nft::default(),
             watch,
             metrics,
             announcer,
             verdict,
+            settled,
             committed: None,
         }
     }
@@ -101,15 +102,19 @@ impl OwnAddresses {
         if reason != Reason::Dirty || news.lost || news.foreign.is_some() {
             self.committed = None;
         }
+        let revision = self.state.lock().attachments.revision();
         if !self.enabled {
             self.commit_one(&own::removal()).await?;
             self.say(false, "Disabled", "pods may send with any address: anti-spoofing is switched off".into());
+            self.settled.send_replace(revision);
             return Ok(());
         }
         let links = links()?;
-        let attachments: Vec<Attachment> = self.sources.iter_mut().flat_map(|source| source(&links)).collect();
+        let mut attachments = self.cache.read(&links);
         let Desired { mut devices, mut unknown } = {
             let state = self.state.lock();
+            // The gate knows best, so it comes last.
+            attachments.extend(state.attachments.attached().cloned());
             let pods = state.index.pods().filter(|pod| !pod.host_network);
             desired(attachments, &links, pods.map(|pod| (&pod.name, pod.claimed())))
         };
@@ -133,6 +138,7 @@ impl OwnAddresses {
             self.say(false, "DeviceUnknown", listed(unknown));
         }
         self.committed = Some(devices);
+        self.settled.send_replace(revision);
         if let Some(process) = news.foreign {
             let damage = Damage::Foreign { table: own::TABLE, process };
             tracing::warn!(%damage, "repaired our table");

@@ -137,7 +137,7 @@ pub fn status(
     boot_id: &str,
     now: Timestamp,
 ) -> NodeEnforcementStatus {
-    let Report { interfaces, groups, remotes, bindings, failures } = report;
+    let Report { interfaces, groups, remotes, bindings, failures, attachments, gate } = report;
     let count = |n: usize| i64::try_from(n).unwrap_or(i64::MAX);
     let mut conditions = before.conditions;
     let verdict = if problems.is_empty() {
@@ -150,7 +150,7 @@ pub fn status(
     } else {
         Verdict { type_: DATA_PATH_READY, status: false, reason: "Bypassed", message: problems.join("; ") }
     };
-    for verdict in [Some(verdict), own_addresses_only].into_iter().flatten() {
+    for verdict in [Some(verdict), Some(gate.verdict()), own_addresses_only].into_iter().flatten() {
         conditions::set(&mut conditions, verdict, None, now);
     }
     NodeEnforcementStatus {
@@ -161,6 +161,7 @@ pub fn status(
         remotes,
         bindings,
         failures,
+        attachments,
         conditions,
     }
 }

@@ -2,8 +2,10 @@
 //!
 //! PURE: the same news in any order leads to the same ruleset.
 
-use crate::api::{EnforcedBinding, EnforcedGroup, EnforcedRemote, EnforcementFailure};
-use crate::index::{AddressDigest, Index, Pod, RemoteMembers};
+use super::attachments::{Attachments, Settled};
+use crate::api::conditions::{GATE_READY, Verdict};
+use crate::api::{EnforcedBinding, EnforcedGroup, EnforcedRemote, EnforcementFailure, PodAttachment};
+use crate::index::{AddressDigest, Index, Pod, RemoteMembers, Update};
 use crate::nft::{Profile, Ruleset, compile};
 use crate::policy::{self, Interface, NamespacedName};
 use std::collections::{BTreeMap, BTreeSet};
@@ -32,12 +34,43 @@ pub struct HeldBack {
     pub message: String,
 }
 
+/// Whether new pods wait for their rules, and why not.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum Gate {
+    /// Nobody asked for it.
+    #[default]
+    Off,
+    /// It is to be, and not yet.
+    Starting,
+    /// They do.
+    Ready,
+    /// The plugin could not be put in its place.
+    Failing(String),
+}
+
+impl Gate {
+    /// As a condition.
+    pub fn verdict(&self) -> Verdict {
+        let (status, reason, message) = match self {
+            Self::Off => (false, "Disabled", "new pods do not wait for their rules: the gate is turned off".to_owned()),
+            Self::Starting => (false, "Starting", "the gate is not in its place yet".to_owned()),
+            Self::Ready => (true, "Installed", "new pods wait until their rules are in the kernel".to_owned()),
+            Self::Failing(why) => (false, "NotInstalled", format!("new pods do not wait for their rules: {why}")),
+        };
+        Verdict { type_: GATE_READY, status, reason, message }
+    }
+}
+
 /// See the module.
 pub struct State {
     /// The node's pods, and all groups and bindings.
     pub index: Index,
     /// The addresses of remote groups.
     pub remotes: RemoteMembers,
+    /// What the CNI gate was told.
+    pub attachments: Attachments,
+    /// How the CNI gate is.
+    pub gate: Gate,
     /// Revisions that the kernel refused.
     pub held_back: BTreeMap<NamespacedName, HeldBack>,
     node_addresses: BTreeSet<IpAddr>,
@@ -54,6 +87,8 @@ pub struct Desired {
     pub revisions: BTreeMap<NamespacedName, Revision>,
     /// The groups that its rules name and that exist: their slices are needed.
     pub remotes: BTreeSet<NamespacedName>,
+    /// The attachments that it takes into account.
+    pub settled: Settled,
     /// For the report.
     pub report: Report,
 }
@@ -71,6 +106,10 @@ pub struct Report {
     pub bindings: Vec<EnforcedBinding>,
     /// Likewise.
     pub failures: Vec<EnforcementFailure>,
+    /// Likewise.
+    pub attachments: Vec<PodAttachment>,
+    /// How the CNI gate is.
+    pub gate: Gate,
 }
 
 impl State {
@@ -79,21 +118,31 @@ impl State {
         Self {
             index: Index::default(),
             remotes: RemoteMembers::default(),
+            attachments: Attachments::default(),
+            gate: Gate::default(),
             held_back: BTreeMap::new(),
             node_addresses,
             profiles: BTreeMap::new(),
         }
     }
 
-    /// What the node should enforce now.
+    /// Takes in a piece of news; tells whether it may change what is desired, or who may start.
+    pub fn update(&mut self, update: Update) -> bool {
+        let waiting = self.attachments.awaits_a_pod(&self.index);
+        !self.index.update(update).is_empty() || waiting
+    }
+
+    /// What the node should enforce now. To be asked once every watch has synced.
     pub fn desired(&mut self) -> Desired {
-        let mut desired = Desired::default();
+        self.settle_addresses();
+        let mut desired = Desired { settled: self.settled(), ..Desired::default() };
         // Pods with the same groups share one.
         let mut profiles: BTreeMap<BTreeSet<&NamespacedName>, (Interface, Arc<Profile>)> = BTreeMap::new();
         // Who guards an address; `None` when more than one pod claims it.
         let mut guarded: BTreeMap<IpAddr, Option<Arc<Profile>>> = BTreeMap::new();
         let mut groups: BTreeMap<NamespacedName, AddressDigest> = BTreeMap::new();
         let mut bindings: BTreeMap<NamespacedName, AddressDigest> = BTreeMap::new();
+        let mut given_back = BTreeSet::new();
         let mut pods: Vec<&Pod> = self.index.pods().filter(|pod| !pod.host_network).collect();
         pods.sort_by(|a, b| a.name.cmp(&b.name));
         for pod in pods {
@@ -112,6 +161,7 @@ impl State {
                     desired.revisions.insert((*group).clone(), revision);
                 }
             }
+            given_back.extend(self.attachments.given_back(pod));
             let (_, profile) =
                 profiles.entry(attached).or_insert_with_key(|groups| self.profile(groups, &desired.revisions));
             for address in pod.claimed() {
@@ -123,6 +173,13 @@ impl State {
             }
         }
         self.profiles = profiles.into_values().collect();
+        for address in given_back {
+            // The device is taken down after we were told: until the pod is gone, or the address is somebody else's, nothing
+            // passes, whoever still sends from a dying sandbox.
+            if self.index.claimants(address).next().is_none() && !self.node_addresses.contains(&address) {
+                guarded.insert(address, None);
+            }
+        }
 
         let closed = compile(&Interface::new());
         let index = &self.index;
@@ -160,7 +217,36 @@ impl State {
             })
             .collect();
         desired.report.failures = self.failures(&desired.revisions);
+        let ahead = index.with_known_addresses().filter(|(pod, _)| index.bindings_of(pod).next().is_some());
+        desired.report.attachments = ahead
+            .map(|(pod, (uid, addresses))| PodAttachment {
+                namespace: pod.namespace.clone(),
+                name: pod.name.clone(),
+                uid: uid.clone(),
+                addresses: addresses.iter().copied().collect(),
+            })
+            .collect();
+        desired.report.gate = self.gate.clone();
         desired
+    }
+
+    /// The attachments that a ruleset made now would take into account.
+    pub fn settled(&self) -> Settled {
+        self.attachments.settled(&self.index)
+    }
+
+    /// Tells the index where attachments know better than the status of pods.
+    fn settle_addresses(&mut self) {
+        self.attachments.forget_gone(&self.index);
+        let known = self.attachments.differing(self.index.pods());
+        let before: Vec<NamespacedName> = self.index.with_known_addresses().map(|(pod, _)| pod.clone()).collect();
+        for pod in before.iter().filter(|pod| !known.contains_key(pod)) {
+            self.index.set_known_addresses(pod, None);
+        }
+        for (pod, addresses) in known {
+            let uid = self.index.pod(&pod).map(|p| p.uid.clone()).unwrap_or_default();
+            self.index.set_known_addresses(&pod, Some((uid, addresses)));
+        }
     }
 
     /// What would be desired if, of the wanted revisions, these were tried and the others left out.

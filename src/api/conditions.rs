@@ -15,6 +15,8 @@ pub const DELETION_BLOCKED: &str = "DeletionBlocked";
 pub const DATA_PATH_READY: &str = "DataPathReady";
 /// On a NodeEnforcement: no pod of the node sends with an address that is not its own.
 pub const OWN_ADDRESSES_ONLY: &str = "OwnAddressesOnly";
+/// On a NodeEnforcement: new pods of the node wait until their rules are in the kernel.
+pub const GATE_READY: &str = "GateReady";
 
 /// Kubernetes refuses condition messages longer than this.
 const MAX_MESSAGE: usize = 32 * 1024;

@@ -33,6 +33,12 @@ use serde::{Deserialize, Serialize};
         description = "Whether traffic of the node's pods passes the hooks"
     ),
     printcolumn(
+        name = "Gate",
+        type_ = "string",
+        json_path = ".status.conditions[?(@.type==\"GateReady\")].status",
+        description = "Whether new pods wait until their rules are in the kernel"
+    ),
+    printcolumn(
         name = "OwnAddresses",
         type_ = "string",
         json_path = ".status.conditions[?(@.type==\"OwnAddressesOnly\")].status",
@@ -72,7 +78,12 @@ pub struct NodeEnforcementStatus {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(extend("x-kubernetes-list-type" = "atomic"))]
     pub failures: Vec<EnforcementFailure>,
-    /// DataPathReady and OwnAddressesOnly.
+    /// Guarded pods whose addresses the node knows better than their status says: new ones, and ones whose network was taken
+    /// down already.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(extend("x-kubernetes-list-type" = "atomic"))]
+    pub attachments: Vec<PodAttachment>,
+    /// DataPathReady, GateReady and OwnAddressesOnly.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 8), extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["type"]))]
     pub conditions: Vec<Condition>,
@@ -137,4 +148,20 @@ pub struct EnforcementFailure {
     /// What the kernel or the compiler said.
     #[schemars(length(max = 1024))]
     pub message: String,
+}
+
+/// The addresses of a pod, whatever its status says.
+#[derive(JsonSchema, Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct PodAttachment {
+    /// Namespace of the pod.
+    pub namespace: String,
+    /// Name of the pod.
+    pub name: String,
+    /// UID of the pod, as its node knows it.
+    pub uid: String,
+    /// All of its addresses; none once its network was taken down.
+    #[serde(default)]
+    #[schemars(with = "Vec<String>", extend("x-kubernetes-list-type" = "atomic"))]
+    pub addresses: Vec<std::net::IpAddr>,
 }

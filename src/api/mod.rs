@@ -15,7 +15,7 @@ pub use binding::{
 };
 pub use enforcement::{
     EnforcedBinding, EnforcedGroup, EnforcedRemote, EnforcementFailure, NodeEnforcement, NodeEnforcementSpec,
-    NodeEnforcementStatus,
+    NodeEnforcementStatus, PodAttachment,
 };
 pub use security_group::{
     GroupReference, Icmp, NodeCount, Protocol, Remote, RuleCount, SecurityGroup, SecurityGroupRule, SecurityGroupSpec,

@@ -2,6 +2,7 @@
 //!
 //! PURE: updates in, keys of work out. Writers look up what to write when they get to it, so work is never out of date.
 
+use super::ahead::Ahead;
 use super::membership::Membership;
 use super::reports::{Differences, Reports};
 use super::shards::Shards;
@@ -42,6 +43,7 @@ pub struct Cluster {
     pub index: Index,
     /// What nodes report.
     pub reports: Reports,
+    ahead: Ahead,
     groups: HashMap<NamespacedName, Seen<SecurityGroupStatus>>,
     bindings: HashMap<NamespacedName, Seen<SecurityGroupBindingStatus>>,
     slices: HashMap<NamespacedName, BTreeMap<String, Seen<SecurityGroupSliceSpec>>>,
@@ -84,8 +86,24 @@ impl Cluster {
 
     /// Takes in news of pods, groups or bindings.
     pub fn update(&mut self, update: Update) {
+        let pods = match &update {
+            Update::Pod(pod) => [pod.name.clone()].into(),
+            Update::NoPod(name) => [name.clone()].into(),
+            Update::Pods(_) => self.ahead.pods(),
+            _ => BTreeSet::new(),
+        };
         let changes = self.index.update(update);
         self.changed(changes);
+        self.look_ahead(pods);
+    }
+
+    /// Lets what nodes know of these pods hold.
+    fn look_ahead(&mut self, pods: BTreeSet<NamespacedName>) {
+        for pod in pods {
+            let known = self.ahead.of(&self.index, &pod);
+            let changes = self.index.set_known_addresses(&pod, known);
+            self.changed(changes);
+        }
     }
 
     /// Remembers what the API server shows of a group, `None` if it is gone.
@@ -161,6 +179,8 @@ impl Cluster {
 
     /// Takes in the report of a node, `None` if there is none any more.
     pub fn set_report(&mut self, node: &str, report: Option<NodeEnforcement>) {
+        let ahead = self.ahead.set(node, report.as_ref().and_then(|r| r.status.as_ref()));
+        self.look_ahead(ahead);
         let Differences { groups, remotes, bindings, all } = self.reports.set(node, report);
         for remote in remotes {
             self.work.extend(self.index.named_by(&remote).cloned().map(Work::Group));

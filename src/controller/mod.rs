@@ -3,6 +3,7 @@
 //! Two replicas watch, the leader writes. It decides nothing about packets: agents enforce without it, and go on without it
 //! (S8); what they take from it is who the members of remote groups are.
 
+mod ahead;
 mod cluster;
 mod feeds;
 mod lease;

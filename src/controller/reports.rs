@@ -37,6 +37,7 @@ impl From<NodeEnforcementStatus> for Report {
             remotes,
             bindings,
             failures,
+            attachments: _,
             conditions,
         } = status;
         let bypassed = conditions.into_iter().find(|c| c.type_ == DATA_PATH_READY && c.status == "False");

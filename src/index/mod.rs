@@ -66,6 +66,8 @@ pub struct Index {
     bound_by: HashMap<NamespacedName, BTreeSet<NamespacedName>>,
     /// The groups that name a group as a remote, whether it exists or not.
     named_by: HashMap<NamespacedName, BTreeSet<NamespacedName>>,
+    /// Addresses that nodes know better than the status of these pods does, with the uid they are true of.
+    known: BTreeMap<NamespacedName, (String, BTreeSet<IpAddr>)>,
     /// The live pods that claim an address: more than one, and it belongs to none of them (S10).
     claims: HashMap<IpAddr, BTreeSet<NamespacedName>>,
     /// Addresses of nodes, each with the nodes that have it. They never enter a set.
@@ -81,6 +83,8 @@ impl Index {
         if pod.finished {
             return self.delete_pod(&pod.name);
         }
+        let known = self.known.get(&pod.name).filter(|(uid, _)| *uid == pod.uid);
+        let pod = pod.with_known(known.map(|(_, addresses)| addresses));
         if self.pods.get(&pod.name) == Some(&pod) {
             return Changes::default();
         }
@@ -105,6 +109,26 @@ impl Index {
         let matched = self.selection.remove_pod(name);
         self.rematch(matched, &mut changes);
         changes
+    }
+
+    /// Takes in what the node of a pod with this uid knows of its addresses; `None`: nothing beyond the pod's status.
+    pub fn set_known_addresses(&mut self, name: &NamespacedName, known: Option<(String, BTreeSet<IpAddr>)>) -> Changes {
+        let before = match known.clone() {
+            Some(known) => self.known.insert(name.clone(), known),
+            None => self.known.remove(name),
+        };
+        if before == known {
+            return Changes::default();
+        }
+        match self.pods.get(name).cloned() {
+            Some(pod) => self.apply_pod(pod),
+            None => Changes::default(),
+        }
+    }
+
+    /// The pods of which something is known beyond their status, whether they exist or not.
+    pub fn with_known_addresses(&self) -> impl Iterator<Item = (&NamespacedName, &(String, BTreeSet<IpAddr>))> {
+        self.known.iter()
     }
 
     /// Takes in a group as it is now. One that cannot be parsed keeps its last good rules (S13).

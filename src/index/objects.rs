@@ -20,6 +20,8 @@ pub fn name_of(metadata: &ObjectMeta) -> NamespacedName {
 pub struct Pod {
     /// Its name.
     pub name: NamespacedName,
+    /// Its uid, as its node knows it.
+    pub uid: String,
     /// Its labels.
     pub labels: Labels,
     /// The node it is scheduled to.
@@ -30,13 +32,26 @@ pub struct Pod {
     pub finished: bool,
     /// It is being deleted. It stays what it is until it is gone: its connections drain.
     pub terminating: bool,
-    addresses: BTreeSet<IpAddr>,
+    reported: BTreeSet<IpAddr>,
+    /// What its node knows better than its status.
+    known: Option<BTreeSet<IpAddr>>,
 }
 
 impl Pod {
-    /// The addresses that its status claims and that could be one pod's own.
+    /// The addresses that it claims and that could be one pod's own.
     pub fn claimed(&self) -> &BTreeSet<IpAddr> {
-        &self.addresses
+        self.known.as_ref().unwrap_or(&self.reported)
+    }
+
+    /// Those that its status claims.
+    pub fn reported(&self) -> &BTreeSet<IpAddr> {
+        &self.reported
+    }
+
+    /// The same pod, where its node knows its addresses better than its status does.
+    pub(super) fn with_known(mut self, known: Option<&BTreeSet<IpAddr>>) -> Self {
+        self.known = known.map(|addresses| addresses.iter().copied().filter(|a| is_own(*a)).collect());
+        self
     }
 }
 
@@ -48,12 +63,19 @@ impl From<&core::Pod> for Pod {
         let addresses = ips.filter_map(|ip| ip.ip.parse().ok()).filter(|a| is_own(*a));
         Self {
             name: name_of(&pod.metadata),
+            // Of a static pod the API server shows a mirror, which has a uid of its own and says in an annotation which one
+            // the node uses.
+            uid: (pod.metadata.annotations.as_ref().and_then(|a| a.get("kubernetes.io/config.mirror")))
+                .or(pod.metadata.uid.as_ref())
+                .cloned()
+                .unwrap_or_default(),
             labels: Arc::new(pod.metadata.labels.clone().unwrap_or_default()),
             node: spec.and_then(|s| s.node_name.clone()),
             host_network,
             finished: matches!(status.and_then(|s| s.phase.as_deref()), Some("Succeeded" | "Failed")),
             terminating: pod.metadata.deletion_timestamp.is_some(),
-            addresses: if host_network { BTreeSet::new() } else { addresses.collect() },
+            reported: if host_network { BTreeSet::new() } else { addresses.collect() },
+            known: None,
         }
     }
 }

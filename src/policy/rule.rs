@@ -1,12 +1,13 @@
 //! The parsed model: groups of rules in normal form.
 
 use super::{CidrSet, PortSet};
+use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use std::fmt;
 use std::str::FromStr;
 
 /// A namespaced name: of a group, a binding, a pod.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct NamespacedName {
     /// The namespace.
     pub namespace: String,

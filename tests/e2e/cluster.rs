@@ -41,6 +41,14 @@ pub fn command(name: &str) -> Command {
     Command::new(folder().join(name))
 }
 
+/// A command that sees the files of a node.
+pub fn in_node(node: &str) -> Command {
+    let pid = std::fs::read_to_string(folder().join(node).join("init.pid")).unwrap();
+    let mut command = Command::new("nsenter");
+    command.args(["--target", pid.trim(), "--mount", "--net", "--"]);
+    command
+}
+
 /// The probe program, for `pod`, `node` and `outside`.
 pub fn probe() -> String {
     folder().join("probe").display().to_string()

@@ -5,7 +5,8 @@ use super::reach::Pod;
 use std::time::Duration;
 
 const ANYWHERE: &str = "{cidrs: [\"0.0.0.0/0\", \"::/0\"]}";
-const SYSTEM: &str = "ringfence-system";
+/// Where Ringfence runs.
+pub const SYSTEM: &str = "ringfence-system";
 
 /// A server on n2 with port 80 open, and a client on n1.
 fn scene(name: &str) -> (Namespace, Pod, Pod) {
@@ -23,10 +24,11 @@ fn allow(namespace: &Namespace, port: u16) {
 }
 
 /// Stops a process until it is dropped.
-struct Paused(String);
+pub struct Paused(String);
 
 impl Paused {
-    fn new(pid: String) -> Self {
+    /// Stops it.
+    pub fn new(pid: String) -> Self {
         signal(&pid, "STOP");
         Self(pid)
     }

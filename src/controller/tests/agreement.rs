@@ -2,8 +2,9 @@
 
 use super::objects::{allows, from_group, key, mk_binding, mk_group, mk_pod};
 use super::world::{Kind, NOW, World};
+use crate::agent::attachments::{Attachment, Attachments};
 use crate::agent::state::{Desired, State};
-use crate::api::conditions::ENFORCED;
+use crate::api::conditions::{DATA_PATH_READY, ENFORCED};
 use crate::api::{SecurityGroupBindingStatus, SecurityGroupStatus};
 use crate::controller::cluster::Work;
 use crate::controller::status;
@@ -24,8 +25,17 @@ const ADDRESSES: [&str; 8] =
 
 #[derive(Clone, Debug)]
 enum Step {
-    Pod { pod: &'static str, app: &'static str, node: Option<&'static str>, ips: Vec<&'static str>, is: Is },
+    Pod {
+        pod: &'static str,
+        app: &'static str,
+        node: Option<&'static str>,
+        ips: Vec<&'static str>,
+        is: Is,
+    },
     DeletePod(&'static str),
+    /// The gate of the pod's node is told.
+    Attach(&'static str, Vec<&'static str>),
+    Detach(&'static str),
     Group(&'static str, Value),
     DeleteGroup(&'static str),
     Binding(&'static str, BTreeSet<&'static str>, Value),
@@ -85,6 +95,8 @@ fn step() -> impl Strategy<Value = Step> {
               prop::sample::subsequence(&ADDRESSES, 0..3), is)
             .prop_map(|(pod, app, node, ips, is)| Step::Pod { pod, app, node, ips, is }),
         2 => pod().prop_map(Step::DeletePod),
+        4 => (pod(), prop::sample::subsequence(&ADDRESSES, 0..3)).prop_map(|(pod, ips)| Step::Attach(pod, ips)),
+        2 => pod().prop_map(Step::Detach),
         5 => (group(), spec()).prop_map(|(group, spec)| Step::Group(group, spec)),
         2 => group().prop_map(Step::DeleteGroup),
         5 => (binding(), prop::sample::subsequence(&["a", "b", "c"], 1..3), selector)
@@ -151,12 +163,27 @@ impl View {
     }
 }
 
+fn attachment(pod: &str, addresses: BTreeSet<IpAddr>) -> Attachment {
+    Attachment {
+        pod: key(pod),
+        uid: format!("uid-{pod}"),
+        container_id: pod.replace('/', "-"),
+        interface: "eth0".into(),
+        device: None,
+        mac: None,
+        addresses,
+    }
+}
+
 #[derive(Default)]
 struct Run {
     world: World,
     /// By node, as of the last report: what happened since then, nobody can know.
     kernels: BTreeMap<String, View>,
     committed: BTreeMap<String, View>,
+    /// Likewise, what each node's gate had told of the pods that its agent knew.
+    told: BTreeMap<String, Attachments>,
+    committed_of_gates: BTreeMap<String, Attachments>,
     bypassed: BTreeSet<String>,
 }
 
@@ -174,6 +201,17 @@ impl Run {
                 world.put_pod(pod);
             }
             Step::DeletePod(pod) => world.delete_pod(&key(pod)),
+            Step::Attach(pod, ips) => {
+                let attachment = attachment(pod, ips.iter().map(|ip| ip.parse().unwrap()).collect());
+                if let Some(attachments) = world.attachments_beside(&key(pod)) {
+                    attachments.attach(attachment);
+                }
+            }
+            Step::Detach(pod) => {
+                if let Some(attachments) = world.attachments_beside(&key(pod)) {
+                    attachments.release(&attachment(pod, BTreeSet::new()).key(), None);
+                }
+            }
             Step::Group(group, spec) => world.put_group(mk_group(group, spec)),
             Step::DeleteGroup(group) => world.delete_group(&key(group)),
             Step::Binding(binding, groups, selector) => {
@@ -188,11 +226,15 @@ impl Run {
             Step::Reboot(node) => {
                 self.kernels.remove(NODES[node]);
                 self.committed.remove(NODES[node]);
+                self.told.remove(NODES[node]);
+                self.committed_of_gates.remove(NODES[node]);
                 world.boot(NODES[node], &format!("172.30.0.{}", node + 1));
             }
             Step::RemoveNode(node) => {
                 self.kernels.remove(NODES[node]);
                 self.committed.remove(NODES[node]);
+                self.told.remove(NODES[node]);
+                self.committed_of_gates.remove(NODES[node]);
                 world.remove_node(NODES[node]);
             }
             Step::Bypass(node, true) => {
@@ -217,6 +259,9 @@ impl Run {
         self.world.commit(node);
         if let Some(agent) = self.world.agents.get_mut(node) {
             self.committed.insert(node.to_owned(), View::of(&mut agent.state, &agent.kernel));
+            let records = agent.state.attachments.records().values().cloned();
+            let known = records.filter(|r| agent.state.index.pod(&r.attachment.pod).is_some());
+            self.committed_of_gates.insert(node.to_owned(), Attachments::restore(known));
         }
     }
 
@@ -225,6 +270,7 @@ impl Run {
         self.world.report_with(node, problems);
         if let Some(view) = self.committed.get(node) {
             self.kernels.insert(node.to_owned(), view.clone());
+            self.told.insert(node.to_owned(), self.committed_of_gates[node].clone());
         }
     }
 
@@ -243,6 +289,8 @@ impl Run {
         let mut ideal = BTreeMap::new();
         for node in self.world.nodes.keys() {
             let mut state = self.world.state_of(node);
+            // A pod whose node has not told of it yet has not started either.
+            state.attachments = self.told.get(node).cloned().unwrap_or_default();
             let desired = state.desired();
             for group in &desired.remotes {
                 let uid = self.world.groups[group].metadata.uid.clone().unwrap();
@@ -310,7 +358,7 @@ impl Run {
 
     fn bypassed_report(&self, node: &str) -> bool {
         let report = self.world.reports.get(node).and_then(|r| r.status.as_ref());
-        report.is_some_and(|s| s.conditions.iter().any(|c| c.status == "False"))
+        report.is_some_and(|s| s.conditions.iter().any(|c| c.type_ == DATA_PATH_READY && c.status == "False"))
     }
 
     /// What is not queued needs no write.

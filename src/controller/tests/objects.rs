@@ -14,7 +14,7 @@ pub fn mk_pod(pod: &str, app: &str, node: Option<&str>, ips: &[&str]) -> Pod {
     let NamespacedName { namespace, name } = key(pod);
     let ips: Vec<Value> = ips.iter().map(|ip| json!({ "ip": ip })).collect();
     serde_json::from_value(json!({
-        "metadata": { "namespace": namespace, "name": name, "labels": { "app": app } },
+        "metadata": { "namespace": namespace, "name": name, "uid": format!("uid-{pod}"), "labels": { "app": app } },
         "spec": { "containers": [], "nodeName": node },
         "status": { "phase": "Running", "podIPs": ips },
     }))

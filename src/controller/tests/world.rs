@@ -1,6 +1,7 @@
 //! A cluster in memory: what the API server holds, the controller's view of it, and nodes whose agents may lag behind.
 
 use super::objects::{key, mk_binding, mk_group, mk_node, mk_pod};
+use crate::agent::attachments::Attachments;
 use crate::agent::report::status;
 use crate::agent::state::{Desired, State};
 use crate::api::{
@@ -300,6 +301,12 @@ impl World {
         state.index.update(Update::Groups(self.groups.values().map(Indexed::keep).collect()));
         state.index.update(Update::Bindings(self.bindings.values().map(Indexed::keep).collect()));
         state
+    }
+
+    /// What the gate of a pod's node was told.
+    pub fn attachments_beside(&mut self, pod: &NamespacedName) -> Option<&mut Attachments> {
+        let node = self.pods.get(pod)?.spec.as_ref()?.node_name.as_ref()?;
+        Some(&mut self.agents.get_mut(node)?.state.attachments)
     }
 
     fn address_of(&self, node: &str) -> IpAddr {

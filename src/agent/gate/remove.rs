@@ -1,0 +1,57 @@
+//! Takes Ringfence off a node: an act of its own, which stopping an agent never is (S8).
+
+use super::Places;
+use super::conflist::without_plugin;
+use super::install::{STAND_IN, configurations, draft_of, remove_if_there, replace_unless_changed};
+use crate::nft::exec::Nft;
+use crate::nft::{STAND_IN as STAND_IN_TABLE, TABLE, own};
+use anyhow::Context;
+use std::fs;
+use std::io::ErrorKind;
+use std::os::unix::fs::PermissionsExt;
+
+/// Removes everything of ours, so that nothing is left that nobody serves any more.
+pub async fn remove(places: Places) -> anyhow::Result<()> {
+    // First the plugin: without its agent it lets no pod start.
+    plugin(&places)?;
+    let tables = [TABLE, STAND_IN_TABLE].map(|table| format!("add table {table}\ndelete table {table}\n")).concat();
+    Nft::default().commit(&(tables + &own::removal())).await?;
+    remove_if_there(places.socket())?;
+    let run_dir = &places.run_dir;
+    for folder in [places.attachments(), run_dir.clone()] {
+        match fs::remove_dir_all(&folder) {
+            Ok(()) => {}
+            Err(error) if error.kind() == ErrorKind::NotFound => {}
+            // As long as it is mounted here by itself it cannot go; it is empty.
+            Err(error) if error.kind() == ErrorKind::ResourceBusy && folder == *run_dir => {
+                tracing::info!(folder = %run_dir.display(), "this folder stays, empty");
+            }
+            Err(error) => return Err(error).with_context(|| format!("cannot remove {}", folder.display())),
+        }
+    }
+    tracing::info!("Ringfence is off this node");
+    Ok(())
+}
+
+/// Takes the plugin out of every configuration, and its program off the node.
+pub fn plugin(places: &Places) -> anyhow::Result<()> {
+    let folder = &places.conf_dir;
+    let stand_in = folder.join(STAND_IN);
+    // Before anything else becomes the first one.
+    if folder.exists() {
+        for path in configurations(folder)?.into_iter().filter(|path| *path != stand_in) {
+            // What is no list, or cannot be read, has never had us.
+            let Ok(text) = fs::read_to_string(&path) else { continue };
+            let Ok(Some(edited)) = without_plugin(&text) else { continue };
+            let mode = fs::metadata(&path)?.permissions().mode() & 0o777;
+            replace_unless_changed(&path, &text, &edited, mode)?;
+            remove_if_there(&draft_of(&path))?;
+        }
+        remove_if_there(&stand_in)?;
+        remove_if_there(&draft_of(&stand_in))?;
+    }
+    let program = places.program();
+    remove_if_there(&draft_of(&program))?;
+    remove_if_there(&program)?;
+    Ok(())
+}
