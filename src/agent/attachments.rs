@@ -167,7 +167,8 @@ impl Attachments {
         &self.records
     }
 
-    /// The addresses of the pods of which more, or less, is known than their status says.
+    /// The addresses of the pods of which more, or less, is known than their status says. Also of those that gave some back
+    /// before their status ever showed it: who was told of such an address must be told that it is none any more.
     pub fn differing<'a>(&self, pods: impl Iterator<Item = &'a Pod>) -> BTreeMap<NamespacedName, BTreeSet<IpAddr>> {
         let owners = self.owners();
         pods.filter(|pod| !pod.host_network)
@@ -181,7 +182,7 @@ impl Attachments {
                     Some(owner) => *owner == pod.uid,
                     None => !given_back.contains(address),
                 });
-                (now != *pod.reported()).then(|| (pod.name.clone(), now))
+                (now != *pod.reported() || !given_back.is_empty()).then(|| (pod.name.clone(), now))
             })
             .collect()
     }
@@ -282,8 +283,17 @@ mod tests {
         assert_eq!(differing(&attachments, &shown), [("a".into(), ips(&["10.0.0.2"]))]);
         // And one more, which has the first address again.
         attachments.attach(attachment("a", "c3", &["10.0.0.1"]));
-        assert!(differing(&attachments, &shown).is_empty());
+        assert_eq!(differing(&attachments, &shown), [("a".into(), ips(&["10.0.0.1"]))]);
         assert_eq!(attachments.attached().count(), 1, "of the same interface there is one at a time");
+    }
+
+    #[test]
+    fn an_address_that_was_given_back_before_the_status_showed_it_is_said_to_be_none() {
+        let mut attachments = Attachments::default();
+        let a = attachment("a", "c1", &["10.0.0.1"]);
+        attachments.attach(a.clone());
+        attachments.release(&a.key(), None);
+        assert_eq!(differing(&attachments, &index(&[("a", &[])])), [("a".into(), ips(&[]))]);
     }
 
     #[test]

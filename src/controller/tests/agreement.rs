@@ -167,7 +167,8 @@ fn attachment(pod: &str, addresses: BTreeSet<IpAddr>) -> Attachment {
     Attachment {
         pod: key(pod),
         uid: format!("uid-{pod}"),
-        container_id: pod.replace('/', "-"),
+        // A sandbox has its addresses for life.
+        container_id: format!("{pod} {addresses:?}"),
         interface: "eth0".into(),
         device: None,
         mac: None,
@@ -181,7 +182,7 @@ struct Run {
     /// By node, as of the last report: what happened since then, nobody can know.
     kernels: BTreeMap<String, View>,
     committed: BTreeMap<String, View>,
-    /// Likewise, what each node's gate had told of the pods that its agent knew.
+    /// Likewise, what each node's gate was told.
     told: BTreeMap<String, Attachments>,
     committed_of_gates: BTreeMap<String, Attachments>,
     bypassed: BTreeSet<String>,
@@ -209,7 +210,8 @@ impl Run {
             }
             Step::Detach(pod) => {
                 if let Some(attachments) = world.attachments_beside(&key(pod)) {
-                    attachments.release(&attachment(pod, BTreeSet::new()).key(), None);
+                    let live = attachments.attached().find(|a| a.pod == key(pod)).map(Attachment::key);
+                    live.map(|key| attachments.release(&key, None));
                 }
             }
             Step::Group(group, spec) => world.put_group(mk_group(group, spec)),
@@ -259,9 +261,14 @@ impl Run {
         self.world.commit(node);
         if let Some(agent) = self.world.agents.get_mut(node) {
             self.committed.insert(node.to_owned(), View::of(&mut agent.state, &agent.kernel));
-            let records = agent.state.attachments.records().values().cloned();
-            let known = records.filter(|r| agent.state.index.pod(&r.attachment.pod).is_some());
-            self.committed_of_gates.insert(node.to_owned(), Attachments::restore(known));
+            let records = agent.state.attachments.records().values().cloned().map(|mut record| {
+                if agent.state.index.pod(&record.attachment.pod).is_none() {
+                    // It takes its address from others, but its own pod is not known yet.
+                    record.attachment.uid = "not known".into();
+                }
+                record
+            });
+            self.committed_of_gates.insert(node.to_owned(), Attachments::restore(records));
         }
     }
 
@@ -276,12 +283,13 @@ impl Run {
 
     fn settle(&mut self) {
         self.world.write();
-        for node in NODES {
+        // Twice: whom a gate let in, others learn of from the first report.
+        for node in NODES.into_iter().chain(NODES) {
             Kind::ALL.into_iter().for_each(|kind| self.world.sync(node, kind));
             self.commit(node);
             self.report(node);
+            self.world.write();
         }
-        self.world.write();
     }
 
     /// What each node's kernel should hold now.
