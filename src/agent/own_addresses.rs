@@ -115,7 +115,8 @@ impl OwnAddresses {
             let state = self.state.lock();
             // The gate knows best, so it comes last.
             attachments.extend(state.attachments.attached().cloned());
-            let pods = state.index.pods().filter(|pod| !pod.host_network);
+            // Of a terminating pod the device goes before the object does.
+            let pods = state.index.pods().filter(|pod| !pod.host_network && !pod.terminating);
             desired(attachments, &links, pods.map(|pod| (&pod.name, pod.claimed())))
         };
         let outcome = match self.commit(&devices).await {

@@ -1,9 +1,9 @@
 //! The start gate: no pod passes a packet before its rules are in the kernel (S7), and it goes without a trace.
 
 use super::cluster::{
-    Namespace, SOON, alone, calm, command, eventually, folder, get, in_node, kubectl, output_of, table,
+    Namespace, SOON, agent, alone, calm, command, eventually, folder, get, in_node, kubectl, output_of, table,
 };
-use super::disruption::{Paused, SYSTEM, agent};
+use super::disruption::{Paused, SYSTEM};
 use super::reach::{Pod, pod_manifest};
 use serde_json::Value;
 use std::process::Command;
