@@ -27,7 +27,7 @@ bench-datapath: ## packets and connections through a guarded pod, against `estab
 
 lint: ## format and lints
 	cargo fmt --all --check
-	cargo clippy --locked --all-targets -- -D warnings
+	cargo clippy --locked --all-targets --test e2e -- -D warnings
 	@if command -v shellcheck >/dev/null; then \
 		echo "shellcheck"; \
 		find .ci deploy tests -name '*.sh' -print0 -o -path .ci/run -print0 | \

@@ -5,6 +5,7 @@ use clap::{Parser, Subcommand};
 use ringfence::runtime::{LogFormat, Shutdown, log};
 use ringfence::{agent, api, controller, uninstall};
 use std::path::PathBuf;
+use std::time::Duration;
 
 /// Cloud security groups for Kubernetes.
 #[derive(Parser)]
@@ -33,6 +34,10 @@ enum Command {
     },
 }
 
+/// A connection to the API server that is silent for longer is dead, though nobody said so: whoever translated it lost its
+/// state. Every watch gets a bookmark at least each 75 seconds.
+const SILENCE: Duration = Duration::from_secs(90);
+
 fn main() -> anyhow::Result<()> {
     let Cli { command, log_format } = Cli::parse();
     match command {
@@ -56,8 +61,10 @@ fn serve(
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
     let result = runtime.block_on(async {
         let (_trigger, shutdown) = Shutdown::on_signals()?;
-        let config =
+        let mut config =
             kube::Config::infer().await.context("cannot find an API server: neither in a cluster nor a kubeconfig")?;
+        config.read_timeout = Some(SILENCE);
+        config.reset_reader_on_write = true;
         let client = kube::Client::try_from(config)?;
         run(client, shutdown).await
     });

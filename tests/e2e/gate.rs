@@ -239,7 +239,14 @@ struct Reinstall;
 impl Drop for Reinstall {
     fn drop(&mut self) {
         let script = concat!(env!("CARGO_MANIFEST_DIR"), "/deploy/install.sh");
-        let installed = Command::new(script).env("RINGFENCE_CLUSTER_DIR", folder()).status().unwrap();
+        // What was installed before is installed again: nothing is built.
+        let built = |program: &str| format!("target/release/{program}");
+        let installed = Command::new(script)
+            .env("RINGFENCE_CLUSTER_DIR", folder())
+            .env("BINARY", built("ringfence"))
+            .env("CNI_PLUGIN", built("ringfence-cni"))
+            .status()
+            .unwrap();
         assert!(installed.success(), "it must come back for the other tests");
     }
 }

@@ -1,7 +1,8 @@
 //! Others change a node's rules behind the agent's back: they come back at once, and it is told who did it (S8).
 
-use super::cluster::{Namespace, Running, SOON, alone, command, eventually, get, kubectl, output_of, table};
+use super::cluster::{Namespace, Running, SOON, agent, alone, command, eventually, get, kubectl, output_of, table};
 use super::reach::Pod;
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 const ANYWHERE: &str = "{cidrs: [\"0.0.0.0/0\", \"::/0\"]}";
@@ -35,6 +36,20 @@ fn events() -> String {
     kubectl(&["-n", "default", "get", "events", "--field-selector", &selector])
 }
 
+/// kube-proxy of the node. Its rules go with a flush as well, and nobody tells it: afterwards it is started anew, and so is
+/// the agent, whose connections went through it and take a while to be known for dead.
+struct Proxy;
+
+impl Drop for Proxy {
+    fn drop(&mut self) {
+        let mut restart = command("service");
+        restart.args(["restart", NODE, "kube-proxy"]);
+        output_of(restart);
+        assert!(Command::new("kill").args(["-KILL", &agent(NODE)]).status().unwrap().success());
+        kubectl(&["-n", "ringfence-system", "rollout", "status", "daemonset/ringfence-agent", "--timeout=60s"]);
+    }
+}
+
 /// All but what counts.
 fn rules() -> Option<String> {
     let list = command("node").args([NODE, "nft", "-s", "list", "table", "inet", "ringfence"]).output().unwrap();
@@ -64,6 +79,7 @@ fn s8_what_others_do_to_the_rules_of_a_node_is_undone_and_told() {
     assert!(closed());
     let before = rules().unwrap();
     let address = &server.addresses[0];
+    let proxy = Proxy;
     let attacks = [
         "delete table inet ringfence".to_owned(),
         format!("delete element inet ringfence ingress_4 {{ {address} }}"),
@@ -84,14 +100,10 @@ fn s8_what_others_do_to_the_rules_of_a_node_is_undone_and_told() {
         println!("{attack}: nft took {foreign:?}, the rules were back {took:?} after it began");
         assert!(took < Duration::from_secs(1) + foreign, "{attack}: {took:?}");
         assert!(closed(), "{attack}");
-        eventually("it is counted", || repairs() == count + 1);
+        // More than once, if it concerned more than one of our tables.
+        eventually("it is counted", || repairs() > count);
     }
-    // Its rules went as well, and nobody tells it.
-    output_of({
-        let mut restart = command("service");
-        restart.args(["restart", NODE, "kube-proxy"]);
-        restart
-    });
+    drop(proxy);
     let mut told = String::new();
     eventually("an event of the node", || {
         told = events();
