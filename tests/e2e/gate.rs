@@ -271,10 +271,8 @@ fn s8_helm_uninstall_leaves_nothing_and_pods_start() {
         assert!(left(node).is_empty(), "{node}: {:?}", left(node));
     }
     assert!(kubectl(&["get", "nodeenforcements", "-o", "name"]).is_empty());
-    assert!(
-        kubectl(&["-n", SYSTEM, "get", "pods,serviceaccounts", "-l", "app.kubernetes.io/name=ringfence", "-o", "name"])
-            .is_empty()
-    );
+    let ours = ["-n", SYSTEM, "get", "pods,serviceaccounts", "-l", "app.kubernetes.io/name=ringfence", "-o", "name"];
+    eventually("its pods are gone", || kubectl(&ours).is_empty());
     assert!(pods["client"].reaches(&pods["server"], 80), "nobody guards it any more");
     namespace.pods(&[("after", "after", "n1")]);
     drop(reinstall);
