@@ -93,7 +93,7 @@ fn s7_a_new_pod_never_reaches_what_it_may_not() {
         let pod = format!("pod/{name}");
         namespace.kubectl(&["wait", "--for=jsonpath={.status.phase}=Succeeded", &pod, "--timeout=120s"]);
         let (tried, open) = counted(&namespace, name);
-        assert!(tried > 10, "{name} tried {tried} times");
+        assert!(tried > 0, "{name} tried {tried} times");
         if name == "allowed" {
             assert!(open > 0, "nothing was reached though it may be");
         } else {
