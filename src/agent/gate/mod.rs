@@ -32,6 +32,7 @@ const REST: Duration = Duration::from_millis(100);
 
 /// How the gate is run.
 #[derive(Clone, Debug, clap::Args)]
+#[group(skip)]
 pub struct Args {
     /// Make new pods wait until their rules are in the kernel: put the CNI plugin in its place and keep it there. Without
     /// this it is taken out where it is.
