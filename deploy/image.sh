@@ -101,7 +101,10 @@ if [[ -z ${CNI_PLUGIN:-} ]]; then
 	# It runs on the nodes, whose C library nobody knows. The flag goes to this program alone: as RUSTFLAGS it would make
 	# another build of every library.
 	cargo rustc --quiet --release --locked --bin ringfence-cni -- -C target-feature=+crt-static >&2
-	CNI_PLUGIN=target/release/ringfence-cni
+	# Kept apart: any other build of this program would put one that needs the C library in its place.
+	mkdir -p "$out"
+	install target/release/ringfence-cni "$out/ringfence-cni"
+	CNI_PLUGIN=$out/ringfence-cni
 fi
 [[ -x $CNI_PLUGIN ]] || fail "$CNI_PLUGIN is not a program"
 ! grep -q /ld-linux "$CNI_PLUGIN" || fail "$CNI_PLUGIN is not linked statically: it would not start on every node"

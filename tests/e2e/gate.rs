@@ -240,11 +240,10 @@ impl Drop for Reinstall {
     fn drop(&mut self) {
         let script = concat!(env!("CARGO_MANIFEST_DIR"), "/deploy/install.sh");
         // What was installed before is installed again: nothing is built.
-        let built = |program: &str| format!("target/release/{program}");
         let installed = Command::new(script)
             .env("RINGFENCE_CLUSTER_DIR", folder())
-            .env("BINARY", built("ringfence"))
-            .env("CNI_PLUGIN", built("ringfence-cni"))
+            .env("BINARY", "target/release/ringfence")
+            .env("CNI_PLUGIN", "target/image/ringfence-cni")
             .status()
             .unwrap();
         assert!(installed.success(), "it must come back for the other tests");

@@ -50,14 +50,35 @@ impl Drop for Proxy {
     }
 }
 
-/// All but what counts.
-fn rules() -> Option<String> {
+/// The words of the table, sorted, without what counts; `None`: there is no table.
+fn rules() -> Option<Vec<String>> {
     let list = command("node").args([NODE, "nft", "-s", "list", "table", "inet", "ringfence"]).output().unwrap();
     // Elements come in the order of a hash table, which is another one in a new table.
     let mut words: Vec<String> =
         String::from_utf8(list.stdout).unwrap().split([' ', ',', '\n', '\t']).map(str::to_owned).collect();
     words.sort();
-    list.status.success().then(|| words.concat())
+    list.status.success().then_some(words)
+}
+
+/// The table when nothing of other tests is left in it: what they leave goes a while after them, by nobody's attack.
+fn settled(namespace: &Namespace) -> Vec<String> {
+    let own = format!("namespace/{}", namespace.0);
+    eventually("other tests' pods are gone", || {
+        kubectl(&["get", "namespaces", "-o", "name"]).lines().all(|name| name == own || !name.contains("/e2e-"))
+    });
+    let mut before = rules();
+    eventually("the table is at rest", || {
+        std::thread::sleep(Duration::from_secs(1));
+        let last = std::mem::replace(&mut before, rules());
+        before == last
+    });
+    before.unwrap()
+}
+
+/// The words that only one of two tables has.
+fn difference(before: &[String], after: &[String]) -> String {
+    let only = |a: &[String], b: &[String]| a.iter().filter(|word| !b.contains(word)).cloned().collect::<Vec<_>>();
+    format!("gone: {:?}, new: {:?}", only(before, after), only(after, before))
 }
 
 /// A server on the node with port 80 open, and a client on the other.
@@ -74,10 +95,10 @@ fn scene(name: &str) -> (Namespace, Pod, Pod) {
 #[test]
 fn s8_what_others_do_to_the_rules_of_a_node_is_undone_and_told() {
     let _alone = alone();
-    let (_namespace, server, client) = scene("repair");
+    let (namespace, server, client) = scene("repair");
     let closed = || !client.reaches(&server, 443) && client.reaches(&server, 80);
     assert!(closed());
-    let before = rules().unwrap();
+    let before = settled(&namespace);
     let address = &server.addresses[0];
     let proxy = Proxy;
     let attacks = [
@@ -94,7 +115,8 @@ fn s8_what_others_do_to_the_rules_of_a_node_is_undone_and_told() {
         nft(attack);
         let foreign = started.elapsed();
         while rules().as_ref() != Some(&before) {
-            assert!(started.elapsed() < SOON, "{attack}: not repaired");
+            let difference = || rules().map(|after| difference(&before, &after));
+            assert!(started.elapsed() < SOON, "{attack}: not repaired: {:?}", difference());
         }
         let took = started.elapsed();
         println!("{attack}: nft took {foreign:?}, the rules were back {took:?} after it began");
