@@ -4,8 +4,8 @@
 //! pods that were there before the agent, and those of networks that Ringfence has no plugin in. Reads files and /sys only.
 
 use super::attachments::Attachment;
+use crate::cni::result::CniResult;
 use crate::policy::NamespacedName;
-use ipnet::IpNet;
 use serde::Deserialize;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -100,28 +100,6 @@ struct File {
     result: CniResult,
 }
 
-#[derive(Default, Deserialize)]
-struct CniResult {
-    #[serde(default)]
-    interfaces: Vec<CniInterface>,
-    #[serde(default)]
-    ips: Vec<CniAddress>,
-}
-
-#[derive(Deserialize)]
-struct CniInterface {
-    name: String,
-    #[serde(default)]
-    mac: String,
-    #[serde(default)]
-    sandbox: String,
-}
-
-#[derive(Deserialize)]
-struct CniAddress {
-    address: String,
-}
-
 /// Reads one file of the cache; nothing, if it is about something else than a pod.
 fn parse(text: &str) -> Result<Option<Attached>, serde_json::Error> {
     let File { kind, container_id, if_name, cni_args, result } = serde_json::from_str(text)?;
@@ -131,19 +109,16 @@ fn parse(text: &str) -> Result<Option<Attached>, serde_json::Error> {
     else {
         return Ok(None);
     };
-    let CniResult { interfaces, ips } = result;
-    let (inside, outside): (Vec<_>, Vec<_>) = interfaces.into_iter().partition(|i| !i.sandbox.is_empty());
-    let mac = inside.into_iter().find(|i| i.name == if_name).map(|i| i.mac).filter(|mac| !mac.is_empty());
     let attachment = Attachment {
         pod: NamespacedName::new(namespace, name),
         uid: argument("K8S_POD_UID").unwrap_or_default(),
         container_id,
-        interface: if_name,
         device: None,
-        mac,
-        addresses: ips.iter().filter_map(|ip| Some(ip.address.parse::<IpNet>().ok()?.addr())).collect(),
+        mac: result.mac(&if_name).map(str::to_owned),
+        addresses: result.addresses().filter_map(Result::ok).collect(),
+        interface: if_name,
     };
-    Ok(Some(Attached { attachment, outside: outside.into_iter().map(|i| i.name).collect() }))
+    Ok(Some(Attached { attachment, outside: result.outside().map(str::to_owned).collect() }))
 }
 
 /// The cache as last read: files that have not changed since are not read again.

@@ -8,7 +8,7 @@
 mod client;
 pub mod config;
 pub mod message;
-mod result;
+pub mod result;
 #[cfg(test)]
 mod tests;
 
@@ -17,7 +17,8 @@ use crate::policy::NamespacedName;
 use client::Unanswered;
 use config::{Config, OnTimeout, VERSIONS};
 use message::{Answer, Request};
-use result::Attached;
+use result::CniResult;
+use serde::Deserialize;
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::time::Instant;
@@ -162,14 +163,18 @@ impl Call<'_> {
             Some(value) if !value.is_empty() => Ok((*value).to_owned()),
             _ => Err(Error::new(code::INVALID_ENVIRONMENT, format!("CNI_ARGS does not say {name}"))),
         };
-        let Attached { addresses, device, mac } = result::attached(result, &interface)?;
+        let unreadable = |what: String| Error::new(code::INVALID_CONFIG, what);
+        let result =
+            CniResult::deserialize(result).map_err(|error| unreadable(format!("cannot read prevResult: {error}")))?;
+        let no_address = |text| unreadable(format!("prevResult: {text:?} is no address"));
+        let addresses = result.addresses().map(|address| address.map_err(no_address)).collect::<Result<_, _>>()?;
         Ok(Attachment {
             pod: NamespacedName::new(argument("K8S_POD_NAMESPACE")?, argument("K8S_POD_NAME")?),
             uid: argument("K8S_POD_UID")?,
             container_id,
+            device: result.device(&interface).map(str::to_owned),
+            mac: result.mac(&interface).map(str::to_owned),
             interface,
-            device,
-            mac,
             addresses,
         })
     }

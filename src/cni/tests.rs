@@ -233,21 +233,3 @@ fn version_and_what_cannot_be_served() {
     let bad = json!({ "prevResult": { "ips": [{ "address": "10.0.0.300/24" }] } });
     assert_eq!(code(&environment("ADD"), &config("1.0.0", &path, bad), "1.0.0"), 7);
 }
-
-#[test]
-fn what_other_plugins_say_of_a_pod() {
-    let device = |result: Value| {
-        let Attached { addresses, device, mac } = result::attached(&result, "eth0").unwrap();
-        (addresses.iter().map(ToString::to_string).collect::<Vec<_>>(), device, mac)
-    };
-    // Calico: the node's side alone, and addresses of no interface.
-    let calico = json!({ "interfaces": [{ "name": "cali1" }], "ips": [{ "address": "10.0.0.1/32" }] });
-    assert_eq!(device(calico), (vec!["10.0.0.1".into()], Some("cali1".into()), None));
-    // ptp: the pod's side second; an address of the node's side is not the pod's.
-    let ptp = json!({
-        "interfaces": [{ "name": "veth1", "mac": "a" }, { "name": "eth0", "mac": "b", "sandbox": "/x" }],
-        "ips": [{ "address": "10.0.0.1/24", "interface": 1 }, { "address": "10.0.0.254/24", "interface": 0 }],
-    });
-    assert_eq!(device(ptp), (vec!["10.0.0.1".into()], Some("veth1".into()), Some("b".into())));
-    assert_eq!(device(json!({})), (vec![], None, None));
-}
