@@ -16,15 +16,15 @@ use k8s_openapi::api::core::v1::Node;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
-/// Something to be brought in line.
+/// Something to be brought in line; of what is to be done at once, in this order: nodes wait for slices.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Work {
+    /// One slice, by its group and its own name.
+    Slice(NamespacedName, String),
     /// The finalizer and the status of a group.
     Group(NamespacedName),
     /// The status of a binding.
     Binding(NamespacedName),
-    /// One slice, by its group and its own name.
-    Slice(NamespacedName, String),
 }
 
 /// An object as the API server last showed it, as far as it is ours to write.

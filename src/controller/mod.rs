@@ -38,6 +38,9 @@ use writers::Writers;
 
 /// Of one object, no two writes closer than this: a rollout changes a group's members many times a second.
 const MIN_INTERVAL: Duration = Duration::from_millis(50);
+/// A status leaves the way to slices, and waits for what nodes say of the change: most of them have it by then, and one write
+/// says it all.
+const STATUS_AFTER: Duration = Duration::from_millis(25);
 const RETRY: Backoff = Backoff { min: Duration::from_millis(100), max: Duration::from_secs(30) };
 /// Writes under way at once. The API server's fairness limits us long before that hurts it.
 const CONCURRENCY: usize = 16;
@@ -77,7 +80,14 @@ impl Shared {
         let work = cluster.take_work();
         drop(cluster);
         if self.leadership.is_leader() {
-            self.queue.extend(work);
+            self.enqueue(work);
+        }
+    }
+
+    fn enqueue(&self, work: impl IntoIterator<Item = Work>) {
+        for work in work {
+            let delay = if matches!(work, Work::Slice(..)) { Duration::ZERO } else { STATUS_AFTER };
+            self.queue.add_after(work, delay);
         }
     }
 }
@@ -145,7 +155,7 @@ async fn follow_leadership(shared: Shared, gauge: Gauge<i64>) {
             cluster.adopt_slices();
             let work = cluster.all_work();
             drop(cluster);
-            shared.queue.extend(work);
+            shared.enqueue(work);
         } else {
             shared.queue.clear();
         }

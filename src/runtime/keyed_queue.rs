@@ -68,17 +68,6 @@ impl<K: Ord + Clone> KeyedQueue<K> {
         self.changed.notify_one();
     }
 
-    /// Wants all of `keys` run as soon as they may.
-    pub fn extend(&self, keys: impl IntoIterator<Item = K>) {
-        let now = Instant::now();
-        let mut state = self.state();
-        for key in keys {
-            state.add(key, now);
-        }
-        drop(state);
-        self.changed.notify_one();
-    }
-
     /// Forgets every key and every failure, for when leadership is lost. What is running ends by itself, and is not
     /// tried again however it ends.
     pub fn clear(&self) {
@@ -180,7 +169,7 @@ mod tests {
                 Ok::<_, &str>(Outcome::Done)
             }
         };
-        queue.extend(0..10);
+        (0..10).for_each(|key| queue.add(key));
         // Spawned, as it is in the product: the loop has to be `Send`.
         let task = tokio::spawn(queue.clone().run(4, shutdown, worker));
 
