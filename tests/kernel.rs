@@ -431,6 +431,12 @@ fn s4_what_is_removed_stops_at_once_in_both_directions() {
             assert!(!wire.passes(*probe), "after {cut:?}: {probe:?}");
         }
 
+        // Whether conntrack knows them makes no difference.
+        bench.topology.node.netns.forget_connections();
+        for connection in &mut connections {
+            assert_eq!(connection.passes(&mut wire), (false, false), "forgotten after {cut:?}");
+        }
+
         // Idle out of conntrack, then go on in the middle: from either end, the server's egress being open.
         drop(connections);
         std::thread::sleep(Duration::from_millis(2_500));

@@ -41,6 +41,8 @@ fn missing() -> Option<&'static str> {
         Some("nft (package nftables)")
     } else if !runs("ip", "-V") {
         Some("ip (package iproute2)")
+    } else if !runs("conntrack", "--version") {
+        Some("conntrack (package conntrack)")
     } else {
         None
     }
@@ -112,6 +114,12 @@ impl Netns {
     pub fn sysctl(&self, key: &str, value: &str) {
         self.enter(|| fs::write(Path::new("/proc/sys").join(key), format!("{value}\n")))
             .unwrap_or_else(|error| panic!("{key}: {error}"));
+    }
+
+    /// Makes conntrack forget every connection: `conntrack -F`.
+    pub fn forget_connections(&self) {
+        let output = self.enter(|| Command::new("conntrack").arg("--flush").output().unwrap());
+        expect(&output, "conntrack --flush");
     }
 
     /// Commits a transaction as the agent does.
