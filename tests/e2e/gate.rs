@@ -153,6 +153,53 @@ fn s7_a_pod_waits_for_an_agent_that_hangs() {
     namespace.kubectl(&["wait", "--for=condition=Ready", "pod/late", "--timeout=60s"]);
 }
 
+/// The folder of an agent's attachments with no room left in it, until this is dropped.
+struct FullDisk(String);
+
+impl FullDisk {
+    fn of(agent: String) -> Self {
+        let full = Self(agent);
+        full.run(&["mount", "-t", "tmpfs", "-o", "size=4k", "tmpfs", "/run/ringfence/attachments"]);
+        full.run(&["sh", "-c", "! head -c 8192 /dev/zero > /run/ringfence/attachments/filler"]);
+        full
+    }
+
+    fn run(&self, arguments: &[&str]) {
+        let mut inside = Command::new("nsenter");
+        inside.args(["--target", &self.0, "--mount", "--"]).args(arguments);
+        output_of(inside);
+    }
+}
+
+impl Drop for FullDisk {
+    fn drop(&mut self) {
+        self.run(&["umount", "/run/ringfence/attachments"]);
+    }
+}
+
+#[test]
+fn s8_a_full_disk_holds_up_new_pods_alone() {
+    let _alone = alone();
+    let namespace = Namespace::new("full-disk");
+    let pods = namespace.pods(&[("server", "server", "n1"), ("client", "client", "n2")]);
+    namespace.group("server", "[{protocol: TCP, ports: [80], remote: {cidrs: [\"0.0.0.0/0\", \"::/0\"]}}]", None);
+    namespace.bind("server", &["server"], "server");
+    namespace.enforced();
+    let full = FullDisk::of(agent("n1"));
+    namespace.apply(&pod_manifest("late", "server", "n1"));
+    eventually("the plugin is told", || sandbox_failure(&namespace, "late").is_some());
+    let why = sandbox_failure(&namespace, "late").unwrap();
+    assert!(why.contains("cannot remember the attachment") && why.contains("No space left"), "{why}");
+    assert!(!is_running(&namespace, "late"));
+    namespace.group("server", "[{protocol: TCP, ports: [443], remote: {cidrs: [\"0.0.0.0/0\", \"::/0\"]}}]", None);
+    namespace.enforced();
+    assert!(pods["client"].reaches(&pods["server"], 443) && !pods["client"].reaches(&pods["server"], 80));
+    drop(full);
+    namespace.kubectl(&["wait", "--for=condition=Ready", "pod/late", "--timeout=60s"]);
+    let late = namespace.pod("late");
+    assert!(pods["client"].reaches(&late, 443) && !pods["client"].reaches(&late, 80));
+}
+
 /// Agents on every node again, whatever happens.
 struct AgentsBack;
 
