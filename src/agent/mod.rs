@@ -9,9 +9,11 @@ mod check;
 mod data_path;
 mod devices;
 mod enforcer;
+mod extra_addresses;
 mod gate;
 pub mod kernel;
 mod metrics;
+mod namespaces;
 mod notices;
 mod own_addresses;
 mod remotes;
@@ -36,12 +38,14 @@ use announce::Announcer;
 use anyhow::Context;
 use attachments::{Attachments, Settled};
 use enforcer::Enforcer;
-use k8s_openapi::api::core::v1::{Node, Pod};
+use extra_addresses::Allowances;
+use k8s_openapi::api::core::v1::{Namespace, Node, Pod};
 use kernel::Kernel;
 use kube::core::DeserializeGuard;
 use kube::runtime::watcher;
 use kube::{Api, Client};
 use metrics::Metrics;
+use namespaces::AllowanceSink;
 use notices::Notices;
 use own_addresses::{AntiSpoofing, OwnAddresses};
 use remotes::Remotes;
@@ -119,8 +123,25 @@ pub async fn run(args: Args, client: Client, shutdown: Shutdown) -> anyhow::Resu
     let announcer = Announcer::start(client.clone(), &node, shutdown.clone());
     let monitor = Monitor::open().context("cannot listen to changes of tables")?;
     let attached = Arc::new(Coalescer::new(RETRY, None));
-    let (own_addresses_only, watched) =
-        enforce_own_addresses(&anti_spoofing, &state, &attached, &monitor, (&metrics, &announcer), &shutdown)?;
+    state.lock().allowances = Allowances::new(anti_spoofing.widest);
+
+    let synced = Readiness::default();
+    let own = watcher::Config::default().fields(&format!("spec.nodeName={node_name}"));
+    watch::<Pod>(&client, own, &state, &dirty, Some(&attached), &synced, "pods");
+    let all = watcher::Config::default;
+    watch::<SecurityGroup>(&client, all(), &state, &dirty, None, &synced, "securitygroups");
+    watch::<SecurityGroupBinding>(&client, all(), &state, &dirty, None, &synced, "securitygroupbindings");
+    let allowances = AllowanceSink { state: state.clone(), told: [dirty.clone(), attached.clone()] };
+    tokio::spawn(feed::<Namespace, _>(Api::all(client.clone()), all(), allowances, synced.register("namespaces")));
+
+    let (own_addresses_only, watched) = enforce_own_addresses(
+        &anti_spoofing,
+        (&state, &synced),
+        &attached,
+        &monitor,
+        (&metrics, &announcer),
+        &shutdown,
+    )?;
     let (settled, at_gate) = channel(Settled::default());
     if places.wanted() {
         let store = gate::Store::open(places.attachments())?;
@@ -133,13 +154,6 @@ pub async fn run(args: Args, client: Client, shutdown: Shutdown) -> anyhow::Resu
         let server = gate::Server::new(state.clone(), [dirty.clone(), attached.clone()], store, at_gate, watched);
         tokio::spawn(server.listen(places.socket(), shutdown.clone())?);
     }
-
-    let synced = Readiness::default();
-    let own = watcher::Config::default().fields(&format!("spec.nodeName={node_name}"));
-    watch::<Pod>(&client, own, &state, &dirty, Some(&attached), &synced, "pods");
-    let all = watcher::Config::default;
-    watch::<SecurityGroup>(&client, all(), &state, &dirty, None, &synced, "securitygroups");
-    watch::<SecurityGroupBinding>(&client, all(), &state, &dirty, None, &synced, "securitygroupbindings");
 
     let committed = readiness.register("first commit");
     // Nothing is written before every watch has synced: half the truth would close or open what the whole does not.
@@ -174,11 +188,11 @@ pub async fn run(args: Args, client: Client, shutdown: Shutdown) -> anyhow::Resu
     }
 }
 
-/// Begins at once: what pods may send depends on nothing that the API server would have to say first. Returns what it says of
-/// itself, and up to which revision of the attachments it is committed.
+/// Begins when every watch has synced: a table without what pods may use beside their own addresses would cut them off. Returns
+/// what it says of itself, and up to which revision of the attachments it is committed.
 fn enforce_own_addresses(
     args: &AntiSpoofing,
-    state: &Shared,
+    (state, synced): (&Shared, &Readiness),
     attached: &Arc<Coalescer>,
     monitor: &Arc<Monitor>,
     (metrics, announcer): (&Metrics, &Announcer),
@@ -201,7 +215,11 @@ fn enforce_own_addresses(
             tracing::error!(%error, "changes of network devices are no longer noticed");
         }
     })?;
-    tokio::spawn(attached.clone().run(shutdown.clone(), async move |reason| own_addresses.run(reason).await));
+    let (attached, synced, shutdown) = (attached.clone(), synced.clone(), shutdown.clone());
+    tokio::spawn(async move {
+        synced.ready().await;
+        attached.run(shutdown, async move |reason| own_addresses.run(reason).await).await;
+    });
     Ok((verdict, watched))
 }
 

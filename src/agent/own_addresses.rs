@@ -1,12 +1,13 @@
 //! Sees to it that no pod of this node sends with an address that is not its own (S9), guarded or not.
 //!
-//! Owns the `netdev` table. Needs no API server: what the node's CNI plugins said and which devices exist is enough. The pods
-//! that the API server knows only tell what is missing.
+//! Owns the `netdev` table. What the node's CNI plugins said and which devices exist makes it; the pods that the API server knows
+//! tell what is missing, and what they may use beside their own addresses.
 
 use super::Shared;
 use super::announce::Announcer;
 use super::attachments::Attachment;
 use super::devices::{Cache, Links, links};
+use super::extra_addresses::{Extra, Widest};
 use super::kernel::Damage;
 use super::metrics::Metrics;
 use crate::api::conditions::{OWN_ADDRESSES_ONLY, Verdict, listed};
@@ -33,6 +34,9 @@ pub struct AntiSpoofing {
     /// UDP ports of tunnels, to which pods may not send; comma-separated.
     #[arg(long, default_value = "4789,8472,6081")]
     pub tunnel_ports: Numbers<u16>,
+    /// What pods may declare beside their own addresses.
+    #[command(flatten)]
+    pub widest: Widest,
     /// Folder in which the container runtime keeps the results of CNI plugins.
     #[arg(long, default_value = "/var/lib/cni")]
     pub cni_cache: PathBuf,
@@ -80,7 +84,7 @@ impl OwnAddresses {
         verdict: watch::Sender<Option<Verdict>>,
         settled: watch::Sender<u64>,
     ) -> Self {
-        let AntiSpoofing { anti_spoofing, tunnel_protocols, tunnel_ports, cni_cache } = args;
+        let AntiSpoofing { anti_spoofing, tunnel_protocols, tunnel_ports, widest: _, cni_cache } = args;
         Self {
             enabled: *anti_spoofing,
             tunnels: Tunnels::new(tunnel_protocols.0.iter().copied(), tunnel_ports.0.iter().copied()),
@@ -111,13 +115,17 @@ impl OwnAddresses {
         }
         let links = links()?;
         let mut attachments = self.cache.read(&links);
-        let Desired { mut devices, mut unknown } = {
+        let Desired { mut devices, mut unknown, refused } = {
             let state = self.state.lock();
             // The gate knows best, so it comes last.
             attachments.extend(state.attachments.attached().cloned());
-            // Of a terminating pod the device goes before the object does.
-            let pods = state.index.pods().filter(|pod| !pod.host_network && !pod.terminating);
-            desired(attachments, &links, pods.map(|pod| (&pod.name, pod.claimed())))
+            let residents = state.index.pods().filter(|pod| !pod.host_network).map(|pod| Resident {
+                name: &pod.name,
+                addresses: pod.claimed(),
+                extra: state.extra_addresses(pod),
+                leaving: pod.terminating,
+            });
+            desired(attachments, &links, residents)
         };
         let outcome = match self.commit(&devices).await {
             // Only the kernel's own "no" is about what was asked; all else is about the moment.
@@ -134,7 +142,9 @@ impl OwnAddresses {
             return Err(error);
         }
         if unknown.is_empty() {
-            self.say(true, "Enforced", format!("{} devices of pods are watched", devices.len()));
+            // A declaration that is refused opens nothing: the node is what it should be.
+            let refused = if refused.is_empty() { String::new() } else { format!("; refused: {}", listed(refused)) };
+            self.say(true, "Enforced", format!("{} devices of pods are watched{refused}", devices.len()));
         } else {
             self.say(false, "DeviceUnknown", listed(unknown));
         }
@@ -195,14 +205,26 @@ impl OwnAddresses {
 struct Desired {
     devices: Devices,
     unknown: Vec<String>,
+    /// Extra addresses that pods declare and do not get.
+    refused: Vec<String>,
+}
+
+/// A pod of this node, as the API server knows it.
+struct Resident<'a> {
+    name: &'a NamespacedName,
+    addresses: &'a BTreeSet<IpAddr>,
+    extra: Extra,
+    /// Of a terminating pod the device goes before the object does.
+    leaving: bool,
 }
 
 /// The devices to watch. Of attachments to the same device the last counts: the others' sandboxes are gone.
 fn desired<'a>(
     attachments: impl IntoIterator<Item = Attachment>,
     links: &Links,
-    pods: impl IntoIterator<Item = (&'a NamespacedName, &'a BTreeSet<IpAddr>)>,
+    residents: impl IntoIterator<Item = Resident<'a>>,
 ) -> Desired {
+    let residents: BTreeMap<&NamespacedName, Resident> = residents.into_iter().map(|r| (r.name, r)).collect();
     let mut latest: BTreeMap<String, Attachment> = BTreeMap::new();
     for attachment in attachments {
         // What is not there is of no pod that runs.
@@ -213,23 +235,30 @@ fn desired<'a>(
     let mut desired = Desired::default();
     let mut watched: BTreeSet<(NamespacedName, IpAddr)> = BTreeSet::new();
     for (name, attachment) in latest {
-        let Attachment { pod, uid: _, container_id: _, interface, device: _, mac, addresses } = attachment;
+        let Attachment { pod, uid: _, container_id: _, interface, device: _, mac, mut addresses } = attachment;
         if addresses.is_empty() {
             // Closing a network because it gives no addresses would break what nobody asked Ringfence to guard.
             desired.unknown.push(format!("{pod} has no known address on {interface}, so it may use any there"));
             continue;
         }
+        let own: Vec<IpAddr> = addresses.iter().copied().collect();
+        // On the interface that the pod's status speaks of, and not on those of other networks.
+        if let Some(resident) = residents.get(&pod).filter(|resident| !resident.addresses.is_disjoint(&addresses)) {
+            addresses.extend(&resident.extra.addresses);
+        }
         match parse(&name, links[&name].index, &addresses, mac.as_deref()) {
             Ok((name, device)) => {
-                watched.extend(addresses.iter().map(|address| (pod.clone(), *address)));
+                watched.extend(own.into_iter().map(|address| (pod.clone(), address)));
                 desired.devices.insert(name, device);
             }
             Err(invalid) => desired.unknown.push(format!("{pod}: {invalid}")),
         }
     }
-    let mut pods: Vec<_> = pods.into_iter().collect();
-    pods.sort();
-    for (pod, addresses) in pods {
+    for (pod, Resident { name: _, addresses, extra, leaving }) in residents {
+        desired.refused.extend(extra.refused);
+        if leaving {
+            continue;
+        }
         let missing: Vec<&IpAddr> = addresses.iter().filter(|a| !watched.contains(&(pod.clone(), **a))).collect();
         if !missing.is_empty() {
             desired.unknown.push(format!("no device is known that leads to {pod} at {}", listed(missing)));
@@ -269,6 +298,10 @@ mod tests {
         names.iter().zip(1..).map(|(name, index)| ((*name).to_owned(), Link { index, kind: Kind::Pair })).collect()
     }
 
+    fn resident<'a>(name: &'a NamespacedName, addresses: &'a BTreeSet<IpAddr>) -> Resident<'a> {
+        Resident { name, addresses, extra: Extra::default(), leaving: false }
+    }
+
     fn watched(desired: &Desired) -> Vec<(String, Vec<String>)> {
         let addresses = |device: &Device| device.addresses.iter().map(ToString::to_string).collect();
         desired.devices.iter().map(|(name, device)| (name.to_string(), addresses(device))).collect()
@@ -280,6 +313,20 @@ mod tests {
         let desired = desired(of, &links(&["a"]), []);
         assert_eq!(watched(&desired), [("a".to_owned(), vec!["10.0.0.2".to_owned()])]);
         assert!(desired.unknown.is_empty());
+    }
+
+    #[test]
+    fn extra_addresses_are_for_the_interface_that_the_status_speaks_of() {
+        let of = [attachment("db", Some("a"), &["10.0.0.1"]), attachment("db", Some("b"), &["192.168.0.1"])];
+        let (name, addresses) = (NamespacedName::new("shop", "db"), ["10.0.0.1".parse().unwrap()].into());
+        let extra = Extra { addresses: ["10.0.0.9".parse().unwrap()].into(), refused: vec!["no".into()] };
+        let desired = desired(of, &links(&["a", "b"]), [Resident { extra, ..resident(&name, &addresses) }]);
+        let addresses = |list: &[&str]| list.iter().map(|a| (*a).to_owned()).collect();
+        assert_eq!(
+            watched(&desired),
+            [("a".to_owned(), addresses(&["10.0.0.1", "10.0.0.9"])), ("b".to_owned(), addresses(&["192.168.0.1"]))]
+        );
+        assert_eq!(desired.refused, ["no"]);
     }
 
     #[test]
@@ -297,7 +344,8 @@ mod tests {
             ["10.0.0.2".parse().unwrap()].into(),
             [].into(),
         ];
-        let desired = desired(of, &links(&["a", "c", "d"]), pods.iter().zip(&claimed));
+        let residents = pods.iter().zip(&claimed).map(|(name, addresses)| resident(name, addresses));
+        let desired = desired(of, &links(&["a", "c", "d"]), residents);
         assert_eq!(watched(&desired), [("a".to_owned(), vec!["10.0.0.1".to_owned(), "fd00::1".to_owned()])]);
         assert_eq!(
             desired.unknown,

@@ -3,6 +3,7 @@
 //! PURE: the same news in any order leads to the same ruleset.
 
 use super::attachments::{Attachments, Settled};
+use super::extra_addresses::{Allowances, Extra};
 use crate::api::conditions::{GATE_READY, Verdict};
 use crate::api::{EnforcedBinding, EnforcedGroup, EnforcedRemote, EnforcementFailure, PodAttachment};
 use crate::index::{AddressDigest, Index, Pod, RemoteMembers, Update};
@@ -69,6 +70,8 @@ pub struct State {
     pub remotes: RemoteMembers,
     /// What the CNI gate was told.
     pub attachments: Attachments,
+    /// What pods may use beside their own addresses.
+    pub allowances: Allowances,
     /// How the CNI gate is.
     pub gate: Gate,
     /// Revisions that the kernel refused.
@@ -119,6 +122,7 @@ impl State {
             index: Index::default(),
             remotes: RemoteMembers::default(),
             attachments: Attachments::default(),
+            allowances: Allowances::default(),
             gate: Gate::default(),
             held_back: BTreeMap::new(),
             node_addresses,
@@ -140,6 +144,7 @@ impl State {
         let mut profiles: BTreeMap<BTreeSet<&NamespacedName>, (Interface, Arc<Profile>)> = BTreeMap::new();
         // Who guards an address; `None` when more than one pod claims it.
         let mut guarded: BTreeMap<IpAddr, Option<Arc<Profile>>> = BTreeMap::new();
+        let mut extra: BTreeMap<IpAddr, Option<Arc<Profile>>> = BTreeMap::new();
         let mut groups: BTreeMap<NamespacedName, AddressDigest> = BTreeMap::new();
         let mut bindings: BTreeMap<NamespacedName, AddressDigest> = BTreeMap::new();
         let mut given_back = BTreeSet::new();
@@ -171,8 +176,16 @@ impl State {
                     guarded.insert(*address, (!contested).then(|| profile.clone()));
                 }
             }
+            for address in self.extra_addresses(pod).addresses {
+                // One that pods share is guarded if they are guarded alike.
+                let shared = extra.entry(address).or_insert_with(|| Some(profile.clone()));
+                if shared.as_ref().is_some_and(|other| !Arc::ptr_eq(other, profile)) {
+                    *shared = None;
+                }
+            }
         }
         self.profiles = profiles.into_values().collect();
+        guarded.extend(extra);
         for address in given_back {
             // The device is taken down after we were told: until the pod is gone, or the address is somebody else's, nothing
             // passes, whoever still sends from a dying sandbox.
@@ -228,6 +241,16 @@ impl State {
             .collect();
         desired.report.gate = self.gate.clone();
         desired
+    }
+
+    /// What a pod may use beside its own addresses.
+    pub fn extra_addresses(&self, pod: &Pod) -> Extra {
+        self.allowances.grant(pod, |address| {
+            if self.node_addresses.contains(&address) {
+                return Some("this node".to_owned());
+            }
+            self.index.claimants(address).find(|owner| **owner != pod.name).map(ToString::to_string)
+        })
     }
 
     /// The attachments that a ruleset made now would take into account.

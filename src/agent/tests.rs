@@ -110,6 +110,42 @@ fn set(desired: &Desired, group: &str) -> Vec<String> {
 }
 
 #[test]
+fn s9_extra_addresses_are_guarded_like_own_ones_and_are_no_members() {
+    let mut state = state();
+    state.allowances.set("shop", Some("10.9.0.0/16,172.30.0.1"));
+    state.group("db", 1, &["db"]);
+    state.group("web", 1, &[]);
+    state.binding("db", &["db"], "db");
+    state.binding("web", &["web"], "web");
+    let declaring = |pod: &str, app: &str, own: &str, extra: &str| {
+        let mut pod = mk_pod(pod, app, &[own]);
+        pod.metadata.annotations = Some([("ringfence.io/extra-addresses".to_owned(), extra.to_owned())].into());
+        Update::Pod(pod.keep())
+    };
+    // One is shared by two of a kind, one by two that are guarded differently; one is another pod's, and one is the node's.
+    state.index.update(declaring("db-0", "db", "10.0.0.1", "10.9.0.1, 10.9.0.2, 10.9.0.3, 172.30.0.1"));
+    state.index.update(declaring("db-1", "db", "10.0.0.2", "10.9.0.1"));
+    state.index.update(declaring("web", "web", "10.0.0.3", "10.9.0.2"));
+    state.index.update(declaring("unguarded", "else", "10.9.0.3", "10.9.0.4"));
+    let desired = state.desired();
+    assert_eq!(guards(&desired), ["10.0.0.1", "10.0.0.2", "10.0.0.3", "10.9.0.1", "10.9.0.2"]);
+    let of = |address: &str| &desired.ruleset.guards[&ip(address)];
+    assert_eq!(of("10.9.0.1"), of("10.0.0.1"));
+    assert_eq!(*of("10.9.0.2"), closed(), "whose it is, cannot be told");
+    assert_eq!(desired.report.interfaces, 3);
+    let pod = state.index.pod(&name("db-0")).unwrap();
+    let digests: Vec<_> = desired.report.groups.iter().map(|g| g.digest.clone()).collect();
+    assert!(
+        digests.contains(&AddressDigest::from(&[ip("10.0.0.1"), ip("10.0.0.2")].into()).to_string()),
+        "{digests:?}"
+    );
+    assert_eq!(state.extra_addresses(pod).refused.len(), 2);
+
+    state.allowances.set("shop", None);
+    assert_eq!(guards(&state.desired()), ["10.0.0.1", "10.0.0.2", "10.0.0.3"]);
+}
+
+#[test]
 fn who_is_not_selected_passes_untouched() {
     let mut state = state();
     state.group("db", 1, &[]);

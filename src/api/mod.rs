@@ -32,6 +32,10 @@ pub const API_GROUP: &str = "ringfence.io";
 pub const FINALIZER: &str = "ringfence.io/in-use";
 /// On a slice: the name of the group whose addresses it carries.
 pub const GROUP_LABEL: &str = "ringfence.io/security-group";
+/// On a pod: addresses and prefixes that it may use beside its own, with commas between them.
+pub const EXTRA_ADDRESSES: &str = "ringfence.io/extra-addresses";
+/// On a namespace: the addresses and prefixes of which its pods may declare some as extra.
+pub const ALLOWED_EXTRA_ADDRESSES: &str = "ringfence.io/allowed-extra-addresses";
 /// Group names are label values on slices, which end at 63 characters.
 pub const MAX_GROUP_NAME: usize = 63;
 

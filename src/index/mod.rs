@@ -14,7 +14,7 @@ mod tests;
 
 pub use digest::AddressDigest;
 pub use feed::{Feed, Indexed, Update};
-pub use objects::{Binding, Group, Pod, name_of};
+pub use objects::{Binding, Group, Pod, is_own, name_of};
 pub use selection::Selection;
 pub use slices::RemoteMembers;
 

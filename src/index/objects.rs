@@ -1,7 +1,7 @@
 //! What the index keeps of Kubernetes objects: as little as it needs, parsed.
 
 use super::selection::Labels;
-use crate::api::{LocalGroupReference, SecurityGroup, SecurityGroupBinding, Target};
+use crate::api::{EXTRA_ADDRESSES, LocalGroupReference, SecurityGroup, SecurityGroupBinding, Target};
 use crate::policy::{self, NamespacedName, parse_group};
 use k8s_openapi::api::core::v1 as core;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
@@ -32,6 +32,8 @@ pub struct Pod {
     pub finished: bool,
     /// It is being deleted. It stays what it is until it is gone: its connections drain.
     pub terminating: bool,
+    /// What it asks for beside its own addresses, as its annotation says it. Whether it gets it is its node's business.
+    pub extra_addresses: Option<String>,
     reported: BTreeSet<IpAddr>,
     /// What its node knows better than its status.
     known: Option<BTreeSet<IpAddr>>,
@@ -61,19 +63,18 @@ impl From<&core::Pod> for Pod {
         let host_network = spec.and_then(|s| s.host_network).unwrap_or_default();
         let ips = status.and_then(|s| s.pod_ips.as_ref()).into_iter().flatten();
         let addresses = ips.filter_map(|ip| ip.ip.parse().ok()).filter(|a| is_own(*a));
+        let annotation = |name: &str| pod.metadata.annotations.as_ref().and_then(|a| a.get(name));
         Self {
             name: name_of(&pod.metadata),
             // Of a static pod the API server shows a mirror, which has a uid of its own and says in an annotation which one
             // the node uses.
-            uid: (pod.metadata.annotations.as_ref().and_then(|a| a.get("kubernetes.io/config.mirror")))
-                .or(pod.metadata.uid.as_ref())
-                .cloned()
-                .unwrap_or_default(),
+            uid: annotation("kubernetes.io/config.mirror").or(pod.metadata.uid.as_ref()).cloned().unwrap_or_default(),
             labels: Arc::new(pod.metadata.labels.clone().unwrap_or_default()),
             node: spec.and_then(|s| s.node_name.clone()),
             host_network,
             finished: matches!(status.and_then(|s| s.phase.as_deref()), Some("Succeeded" | "Failed")),
             terminating: pod.metadata.deletion_timestamp.is_some(),
+            extra_addresses: annotation(EXTRA_ADDRESSES).cloned(),
             reported: if host_network { BTreeSet::new() } else { addresses.collect() },
             known: None,
         }
@@ -81,7 +82,7 @@ impl From<&core::Pod> for Pod {
 }
 
 /// Whether an address can be the own one of a single pod (S10).
-fn is_own(address: IpAddr) -> bool {
+pub fn is_own(address: IpAddr) -> bool {
     let link_local = match address {
         IpAddr::V4(a) => a.is_link_local() || a.is_broadcast(),
         IpAddr::V6(a) => a.is_unicast_link_local() || a.to_ipv4_mapped().is_some(),

@@ -1,7 +1,8 @@
 //! Parts of Ringfence stop, and what is programmed stays (S8); what is not programmed is not called enforced (S15).
 
-use super::cluster::{Namespace, Running, agent, alone, command, eventually, kubectl, output_of};
-use super::reach::Pod;
+use super::cluster::{Namespace, Running, agent, alone, command, eventually, folder, kubectl, output_of};
+use super::reach::{Pod, target};
+use std::path::Path;
 use std::time::Duration;
 
 const ANYWHERE: &str = "{cidrs: [\"0.0.0.0/0\", \"::/0\"]}";
@@ -145,6 +146,61 @@ fn s8_without_the_api_server_everything_stays_and_afterwards_catches_up() {
     // Watches that had failed often come back within half a minute.
     namespace.kubectl(&["wait", "--for=condition=Enforced", "sg/server", "--timeout=60s"]);
     assert!(client.reaches(&server, 443) && !client.reaches(&server, 80));
+}
+
+/// etcd as it was, whatever has happened since. Whoever holds a watch is not told, and has seen versions that are yet to come.
+#[test]
+fn s8_a_restored_etcd_is_believed() {
+    let _alone = alone();
+    let (namespace, server, client) = scene("restored");
+    let service = |action: &str, name: &str| {
+        let mut service = command("service");
+        service.args([action, "control", name]);
+        output_of(service);
+    };
+    let (data, backup) = (folder().join("control/var/lib/etcd"), folder().join("control/var/lib/etcd.backup"));
+    let copy = |from: &Path, to: &Path| {
+        let _ = std::fs::remove_dir_all(to);
+        let mut copy = std::process::Command::new("cp");
+        copy.arg("-a").args([from, to]);
+        output_of(copy);
+    };
+    let while_stopped = |work: &dyn Fn()| {
+        service("stop", "apiserver");
+        service("stop", "etcd");
+        work();
+        service("start", "etcd");
+        service("start", "apiserver");
+    };
+    while_stopped(&|| copy(&data, &backup));
+    namespace.kubectl(&["wait", "--for=condition=Enforced", "sg/server", "--timeout=60s"]);
+
+    // What will not have been: a rule for another one, and a group that closes the client.
+    allow(&namespace, 443);
+    namespace.kubectl(&["wait", "--for=condition=Enforced", "sg/server", "--timeout=60s"]);
+    namespace.group("client", "[]", Some("[]"));
+    namespace.bind("client", &["client"], "client");
+    namespace.enforced();
+    assert!(!client.reaches(&server, 443), "the client is closed");
+
+    let mut denied = client.probes().probe();
+    let interval = ["--interval", "10ms", "--duration", "60s", "--timeout", "300ms"];
+    denied.args(["hammer", "tcp", &server.addresses[0], "3306"]).args(interval);
+    let denied = Running::start(denied);
+    while_stopped(&|| copy(&backup, &data));
+    std::fs::remove_dir_all(&backup).unwrap();
+    let restored = std::time::Instant::now();
+    let reaches = |port| client.probes().reaches_one(&target("tcp", &server.addresses[0], port));
+    while !(reaches(80) && !reaches(443)) {
+        assert!(restored.elapsed() < Duration::from_secs(90), "what was restored is not in force");
+    }
+    println!("what was restored was in force {:.1} s after the API server answered", restored.elapsed().as_secs_f64());
+    // And it goes on from there.
+    allow(&namespace, 443);
+    namespace.kubectl(&["wait", "--for=condition=Enforced", "sg/server", "--timeout=60s"]);
+    assert!(client.reaches(&server, 443) && !client.reaches(&server, 80));
+    let denied = denied.stop();
+    assert!(denied.contains(" open 0 "), "{denied}");
 }
 
 #[test]

@@ -12,6 +12,7 @@ mod cluster;
 mod deletion;
 mod disruption;
 mod edits;
+mod extra_addresses;
 mod gate;
 mod members;
 mod reach;
