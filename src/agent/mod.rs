@@ -32,7 +32,7 @@ use crate::nft::own;
 use crate::runtime::admin::{Admin, Readiness};
 use crate::runtime::backoff::Backoff;
 use crate::runtime::coalesce::Coalescer;
-use crate::runtime::watch::feed;
+use crate::runtime::watch::Watches;
 use crate::runtime::{Shutdown, chain};
 use announce::Announcer;
 use anyhow::Context;
@@ -41,7 +41,6 @@ use enforcer::Enforcer;
 use extra_addresses::Allowances;
 use k8s_openapi::api::core::v1::{Namespace, Node, Pod};
 use kernel::Kernel;
-use kube::core::DeserializeGuard;
 use kube::runtime::watcher;
 use kube::{Api, Client};
 use metrics::Metrics;
@@ -125,14 +124,15 @@ pub async fn run(args: Args, client: Client, shutdown: Shutdown) -> anyhow::Resu
     let attached = Arc::new(Coalescer::new(RETRY, None));
     state.lock().allowances = Allowances::new(anti_spoofing.widest);
 
+    let watches = Watches::new::<SecurityGroup>(client.clone());
     let synced = Readiness::default();
     let own = watcher::Config::default().fields(&format!("spec.nodeName={node_name}"));
-    watch::<Pod>(&client, own, &state, &dirty, Some(&attached), &synced, "pods");
+    watches.watch::<Pod, _>(own, news(&state, &dirty, Some(&attached)), &synced, "pods");
     let all = watcher::Config::default;
-    watch::<SecurityGroup>(&client, all(), &state, &dirty, None, &synced, "securitygroups");
-    watch::<SecurityGroupBinding>(&client, all(), &state, &dirty, None, &synced, "securitygroupbindings");
+    watches.watch::<SecurityGroup, _>(all(), news(&state, &dirty, None), &synced, "securitygroups");
+    watches.watch::<SecurityGroupBinding, _>(all(), news(&state, &dirty, None), &synced, "securitygroupbindings");
     let allowances = AllowanceSink { state: state.clone(), told: [dirty.clone(), attached.clone()] };
-    tokio::spawn(feed::<Namespace, _>(Api::all(client.clone()), all(), allowances, synced.register("namespaces")));
+    watches.watch::<Namespace, _>(all(), allowances, &synced, "namespaces");
 
     let (own_addresses_only, watched) = enforce_own_addresses(
         &anti_spoofing,
@@ -162,7 +162,7 @@ pub async fn run(args: Args, client: Client, shutdown: Shutdown) -> anyhow::Resu
         () = shutdown.signalled() => return Ok(()),
     }
     tracing::info!(node = %node_name, "watches are complete");
-    let remotes = Remotes::new(client.clone(), state.clone(), dirty.clone());
+    let remotes = Remotes::new(watches, state.clone(), dirty.clone());
     let reporter =
         Reporter::start(client, &node, own_addresses_only, shutdown.clone()).context("cannot read this boot's id")?;
     let kernel = Kernel::new(Nft::default(), &monitor, {
@@ -223,28 +223,15 @@ fn enforce_own_addresses(
     Ok((verdict, watched))
 }
 
-/// Watches one kind into the state. `dirty` is told of what changes the index, `curious` of any news.
-fn watch<K>(
-    client: &Client,
-    config: watcher::Config,
-    state: &Shared,
-    dirty: &Arc<Coalescer>,
-    curious: Option<&Arc<Coalescer>>,
-    synced: &Readiness,
-    name: &str,
-) where
-    K: crate::index::Indexed + kube::Resource<DynamicType = ()> + Clone + std::fmt::Debug + Send + 'static,
-    K: serde::de::DeserializeOwned,
-{
+/// Into the state. `dirty` is told of what changes the index, `curious` of any news.
+fn news(state: &Shared, dirty: &Arc<Coalescer>, curious: Option<&Arc<Coalescer>>) -> Feed<impl FnMut(Update) + use<>> {
     let (state, dirty, curious) = (state.clone(), dirty.clone(), curious.cloned());
-    let sink = Feed(move |update: Update| {
+    Feed(move |update: Update| {
         if state.lock().update(update) {
             dirty.notify();
         }
         curious.iter().for_each(|curious| curious.notify());
-    });
-    let api: Api<DeserializeGuard<K>> = Api::all(client.clone());
-    tokio::spawn(feed(api, config, sink, synced.register(name)));
+    })
 }
 
 /// The node's own object: its addresses are never a pod's, and it owns the report.

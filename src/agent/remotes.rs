@@ -6,9 +6,9 @@ use crate::index::name_of;
 use crate::policy::NamespacedName;
 use crate::runtime::admin::Readiness;
 use crate::runtime::coalesce::Coalescer;
-use crate::runtime::watch::{Malformed, Sink, feed};
+use crate::runtime::watch::{Malformed, Sink, Watches, feed};
+use kube::Api;
 use kube::runtime::watcher;
-use kube::{Api, Client};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
@@ -20,7 +20,7 @@ const PATIENCE: Duration = Duration::from_millis(500);
 
 /// The running watches.
 pub struct Remotes {
-    client: Client,
+    cluster: Watches,
     state: Shared,
     dirty: Arc<Coalescer>,
     watches: BTreeMap<NamespacedName, Watch>,
@@ -40,8 +40,8 @@ impl Drop for Watch {
 
 impl Remotes {
     /// Watches nothing yet.
-    pub fn new(client: Client, state: Shared, dirty: Arc<Coalescer>) -> Self {
-        Self { client, state, dirty, watches: BTreeMap::new() }
+    pub fn new(cluster: Watches, state: Shared, dirty: Arc<Coalescer>) -> Self {
+        Self { cluster, state, dirty, watches: BTreeMap::new() }
     }
 
     /// Whether each of these is watched and was listed. A watch that was stopped may still have let something in since.
@@ -77,12 +77,12 @@ impl Remotes {
     }
 
     fn watch(&self, group: &NamespacedName) -> Watch {
-        let api = Api::namespaced(self.client.clone(), &group.namespace);
+        let api = Api::namespaced(self.cluster.client.clone(), &group.namespace);
         let config = watcher::Config::default().labels(&format!("{GROUP_LABEL}={}", group.name));
         let sink = Slices { group: group.clone(), state: self.state.clone(), dirty: self.dirty.clone() };
         let synced = Readiness::default();
         let handle = synced.register("slices");
-        let task = tokio::spawn(feed(api, config, sink, handle)).abort_handle();
+        let task = tokio::spawn(feed(api, config, sink, handle, self.cluster.timeline.clone())).abort_handle();
         Watch { since: Instant::now(), synced, task }
     }
 }

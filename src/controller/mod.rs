@@ -20,15 +20,14 @@ mod tests;
 
 use crate::api::{NodeEnforcement, SecurityGroup, SecurityGroupBinding, SecurityGroupSlice};
 use crate::runtime::admin::{Admin, Readiness};
-use crate::runtime::watch::{Sink, feed};
+use crate::runtime::watch::Watches;
 use crate::runtime::{Backoff, KeyedQueue, Shutdown};
 use cluster::{Cluster, Work};
 use feeds::{Objects, Reported, Serving, Slices, Standing};
 use k8s_openapi::api::core::v1::{Node, Pod};
 use k8s_openapi::api::networking::v1::ServiceCIDR;
-use kube::core::DeserializeGuard;
+use kube::Client;
 use kube::runtime::watcher;
-use kube::{Api, Client, Resource};
 use lease::{LeaderElection, Leadership};
 use prometheus_client::metrics::gauge::Gauge;
 use std::net::SocketAddr;
@@ -112,13 +111,14 @@ pub async fn run(args: Args, client: Client, shutdown: Shutdown) -> anyhow::Resu
         queue: Arc::new(KeyedQueue::new(MIN_INTERVAL, RETRY)),
         leadership: election.leadership(),
     };
-    watch::<Node>(&client, Standing(shared.clone()), &readiness, "nodes");
-    watch::<ServiceCIDR>(&client, Serving::new(shared.clone()), &readiness, "servicecidrs");
-    watch::<SecurityGroupSlice>(&client, Slices(shared.clone()), &readiness, "securitygroupslices");
-    watch::<NodeEnforcement>(&client, Reported(shared.clone()), &readiness, "nodeenforcements");
-    watch::<Pod>(&client, Objects(shared.clone()), &readiness, "pods");
-    watch::<SecurityGroup>(&client, Objects(shared.clone()), &readiness, "securitygroups");
-    watch::<SecurityGroupBinding>(&client, Objects(shared.clone()), &readiness, "securitygroupbindings");
+    let (watches, all) = (Watches::new::<SecurityGroup>(client.clone()), watcher::Config::default);
+    watches.watch::<Node, _>(all(), Standing(shared.clone()), &readiness, "nodes");
+    watches.watch::<ServiceCIDR, _>(all(), Serving::new(shared.clone()), &readiness, "servicecidrs");
+    watches.watch::<SecurityGroupSlice, _>(all(), Slices(shared.clone()), &readiness, "securitygroupslices");
+    watches.watch::<NodeEnforcement, _>(all(), Reported(shared.clone()), &readiness, "nodeenforcements");
+    watches.watch::<Pod, _>(all(), Objects(shared.clone()), &readiness, "pods");
+    watches.watch::<SecurityGroup, _>(all(), Objects(shared.clone()), &readiness, "securitygroups");
+    watches.watch::<SecurityGroupBinding, _>(all(), Objects(shared.clone()), &readiness, "securitygroupbindings");
     // Who does not know the whole must not lead: what it has not seen yet would look deleted.
     tokio::select! {
         () = readiness.ready() => {}
@@ -160,12 +160,4 @@ async fn follow_leadership(shared: Shared, gauge: Gauge<i64>) {
             shared.queue.clear();
         }
     }
-}
-
-fn watch<K>(client: &Client, sink: impl Sink<K> + Send + 'static, readiness: &Readiness, name: &str)
-where
-    K: Resource<DynamicType = ()> + Clone + std::fmt::Debug + serde::de::DeserializeOwned + Send + 'static,
-{
-    let api: Api<DeserializeGuard<K>> = Api::all(client.clone());
-    tokio::spawn(feed(api, watcher::Config::default(), sink, readiness.register(name)));
 }

@@ -14,6 +14,7 @@ pub mod log;
 mod process;
 pub mod shutdown;
 pub mod streak;
+pub mod timeline;
 pub mod watch;
 
 pub use self::{
@@ -24,5 +25,6 @@ pub use self::{
     keyed_queue::{KeyedQueue, Outcome},
     log::LogFormat,
     shutdown::{Shutdown, Trigger},
+    timeline::Timeline,
     watch::{Malformed, Sink, feed},
 };

@@ -8,7 +8,7 @@ use std::{fmt::Debug, pin::pin, time::Duration};
 use futures::{Stream, StreamExt};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::{
-    Api, Resource,
+    Api, Client, Resource,
     core::{DeserializeGuard, error_boundary::InvalidObject},
     runtime::watcher::{self, Event, InitialListStrategy},
 };
@@ -17,10 +17,11 @@ use tokio::time::Instant;
 use tracing::{info, warn};
 
 use super::{
-    ReadyHandle,
+    Readiness, ReadyHandle,
     backoff::{Backoff, jitter},
     chain,
     streak::Streak,
+    timeline::{Timeline, version},
 };
 
 /// Between attempts: the bounds of kube's own `default_backoff`, which itself never grows in list mode. It starts anew
@@ -59,6 +60,37 @@ pub trait Sink<K> {
     fn delete_malformed(&mut self, object: Malformed);
 }
 
+/// What the watches of a process have in common.
+#[derive(Clone)]
+pub struct Watches {
+    /// How the API server is reached.
+    pub client: Client,
+    /// Whether what was seen is still to be believed.
+    pub timeline: Timeline,
+}
+
+impl Watches {
+    /// Begins to look at the API server's version, by objects of a kind that may be listed.
+    pub fn new<K>(client: Client) -> Self
+    where
+        K: Resource<DynamicType = ()> + Clone + Debug + DeserializeOwned + Send + Sync + 'static,
+    {
+        let (timeline, api) = (Timeline::default(), Api::<K>::all(client.clone()));
+        tokio::spawn(timeline.clone().follow(async move || version(&api).await));
+        Self { client, timeline }
+    }
+
+    /// Begins to watch every object of a kind that `config` selects. `readiness` waits for the first list.
+    pub fn watch<K, S>(&self, config: watcher::Config, sink: S, readiness: &Readiness, name: &str)
+    where
+        K: Resource<DynamicType = ()> + Clone + Debug + DeserializeOwned + Send + 'static,
+        S: Sink<K> + Send + 'static,
+    {
+        let api = Api::all(self.client.clone());
+        tokio::spawn(feed(api, config, sink, readiness.register(name), self.timeline.clone()));
+    }
+}
+
 /// Watches `api` into `sink` for ever; drop the future to stop. `ready` is set once the first list is complete and
 /// stays set: what was known remains enforced while the API server is away (S8).
 ///
@@ -66,8 +98,15 @@ pub trait Sink<K> {
 /// (WatchList), but asks for `resourceVersion=0`, which lets the server answer with a past that we had left behind and
 /// would bring back access that was taken away; it keeps retrying when the server refuses (Kubernetes 1.33 does by
 /// default); and it reports a list as complete although an event in it was lost.
-pub async fn feed<K, S>(api: Api<DeserializeGuard<K>>, config: watcher::Config, mut sink: S, ready: ReadyHandle)
-where
+///
+/// When the storage was restored, as `timeline` says, what was seen may never have been: then it lists anew.
+pub async fn feed<K, S>(
+    api: Api<DeserializeGuard<K>>,
+    config: watcher::Config,
+    mut sink: S,
+    ready: ReadyHandle,
+    timeline: Timeline,
+) where
     K: Resource + Clone + Debug + DeserializeOwned + Send + 'static,
     K::DynamicType: Default,
     S: Sink<K>,
@@ -75,7 +114,12 @@ where
     let kind = K::kind(&K::DynamicType::default()).into_owned();
     let config = watcher::Config { initial_list_strategy: InitialListStrategy::ListWatch, ..config };
     loop {
-        drive(&kind, watcher::watcher(api.clone(), config.clone()), &mut sink, &ready).await;
+        let mut breaks = timeline.breaks();
+        let stream = watcher::watcher(api.clone(), config.clone());
+        tokio::select! {
+            () = drive(&kind, stream, &mut sink, &ready, &timeline) => {}
+            _ = breaks.changed() => continue,
+        }
         warn!(%kind, delay = ?RESTART_DELAY, "watch lost an event, will list anew");
         tokio::time::sleep(RESTART_DELAY).await;
     }
@@ -87,6 +131,7 @@ async fn drive<K, S>(
     stream: impl Stream<Item = watcher::Result<Event<DeserializeGuard<K>>>>,
     sink: &mut S,
     ready: &ReadyHandle,
+    timeline: &Timeline,
 ) where
     K: Resource,
     S: Sink<K>,
@@ -98,6 +143,7 @@ async fn drive<K, S>(
         let event = match event {
             Ok(event) => event,
             Err(error) => {
+                timeline.suspect();
                 // A list that failed halfway begins again with `Init`.
                 list = None;
                 let report = streak.failed(Instant::now());
@@ -119,6 +165,9 @@ async fn drive<K, S>(
             && let Some(failures) = streak.recovered()
         {
             info!(%kind, failures, "watch works again");
+        }
+        if let Event::InitApply(object) | Event::Apply(object) | Event::Delete(object) = &event {
+            timeline.saw(object.meta());
         }
         match event {
             Event::Init => list = Some(List::default()),
@@ -251,7 +300,7 @@ mod tests {
     async fn told(events: Vec<watcher::Result<Event<Guarded>>>) -> (Vec<String>, bool) {
         let (readiness, mut log) = (Readiness::default(), Log::default());
         let ready = readiness.register("pods");
-        drive("Pod", stream::iter(events), &mut log, &ready).await;
+        drive("Pod", stream::iter(events), &mut log, &ready, &Timeline::default()).await;
         (log.0, readiness.waiting_for().is_empty())
     }
 
