@@ -1,7 +1,9 @@
 //! Runs `nft`: the only place that touches the kernel's tables.
 
+use std::collections::VecDeque;
 use std::ffi::OsString;
 use std::process::{ExitStatus, Stdio};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::process::{Child, Command};
@@ -11,6 +13,12 @@ use tokio::process::{Child, Command};
 const TIMEOUT: Duration = Duration::from_secs(5);
 /// 100,000 elements are 2 MB, and take a quarter of a second on a machine that has nothing else to do.
 const TIMEOUT_PER_MEGABYTE: Duration = Duration::from_secs(5);
+/// A change is up to two transactions.
+const STANDING_BY: usize = 2;
+/// They are replaced when the change is through, not on its way.
+const REPLACE_AFTER: Duration = Duration::from_millis(30);
+/// What commits a transaction reads it from there.
+const COMMIT: [&str; 2] = ["-f", "-"];
 /// Enough of a failed script to find the line that nft names.
 const MAX_LOGGED_LINES: usize = 400;
 
@@ -35,6 +43,7 @@ pub enum NftError {
 #[derive(Clone, Debug)]
 pub struct Nft {
     program: OsString,
+    standing_by: Option<Arc<Mutex<VecDeque<Child>>>>,
 }
 
 impl Default for Nft {
@@ -46,56 +55,98 @@ impl Default for Nft {
 impl Nft {
     /// Another program than the `nft` of the search path.
     pub fn new(program: impl Into<OsString>) -> Self {
-        Self { program: program.into() }
+        Self { program: program.into(), standing_by: None }
+    }
+
+    /// Started before there is a script for it: half of a small transaction's time is the program's start. Until it has read a
+    /// script it looks at nothing in the kernel, so one that waits is as good as a new one.
+    pub fn standing_by(self) -> Self {
+        Self { standing_by: Some(Arc::default()), ..self }
     }
 
     /// Commits one transaction.
     pub async fn commit(&self, script: &str) -> Result<(), NftError> {
-        self.run(&["-f", "-"], script).await.map(drop)
+        let child = match self.take_one() {
+            Some(child) => child,
+            None => self.start(&COMMIT)?,
+        };
+        let outcome = run(child, script).await.map(drop);
+        self.replace(outcome.is_ok());
+        outcome
+    }
+
+    fn take_one(&self) -> Option<Child> {
+        let mut children = self.standing_by.as_ref()?.lock().unwrap_or_else(PoisonError::into_inner);
+        // Whatever ended one by now is no failure of a transaction.
+        std::iter::from_fn(|| children.pop_front())
+            .find_map(|mut child| matches!(child.try_wait(), Ok(None)).then_some(child))
+    }
+
+    fn replace(&self, succeeded: bool) {
+        let Some(children) = self.standing_by.clone() else { return };
+        if !succeeded {
+            // They may be of the kind that fails.
+            children.lock().unwrap_or_else(PoisonError::into_inner).clear();
+            return;
+        }
+        let nft = self.clone();
+        tokio::spawn(async move {
+            tokio::time::sleep(REPLACE_AFTER).await;
+            let mut children = children.lock().unwrap_or_else(PoisonError::into_inner);
+            while children.len() < STANDING_BY {
+                // If it cannot be started now, the next commit will say why.
+                let Ok(child) = nft.start(&COMMIT) else { return };
+                children.push_back(child);
+            }
+        });
     }
 
     /// Asks the kernel whether it would take a transaction, and changes nothing.
     pub async fn check(&self, script: &str) -> Result<(), NftError> {
-        self.run(&["-c", "-f", "-"], script).await.map(drop)
+        run(self.start(&["-c", "-f", "-"])?, script).await.map(drop)
     }
 
     /// Whether each of these tables exists. Of others no more than their names is looked at: a newer nft may have written
     /// what this one cannot read.
     pub async fn exist<const N: usize>(&self, tables: [&str; N]) -> Result<[bool; N], NftError> {
-        let listed = self.run(&["list", "tables"], "").await?;
+        let listed = run(self.start(&["list", "tables"])?, "").await?;
         Ok(tables.map(|table| listed.lines().any(|line| line.strip_prefix("table ") == Some(table))))
     }
 
     /// What a table holds, without counts.
     pub async fn list(&self, table: &str) -> Result<String, NftError> {
-        self.run(&["-s", "-f", "-"], &format!("list table {table}\n")).await
+        run(self.start(&["-s", "-f", "-"])?, &format!("list table {table}\n")).await
     }
 
-    async fn run(&self, args: &[&str], script: &str) -> Result<String, NftError> {
-        let mut child = Command::new(&self.program)
+    fn start(&self, args: &[&str]) -> std::io::Result<Child> {
+        Command::new(&self.program)
             .args(args)
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
             .kill_on_drop(true)
-            .spawn()?;
-        let megabytes = u32::try_from(script.len() >> 20).unwrap_or(u32::MAX);
-        let timeout = TIMEOUT + TIMEOUT_PER_MEGABYTE.saturating_mul(megabytes);
-        let Ok(finished) = tokio::time::timeout(timeout, finish(&mut child, script)).await else {
-            tracing::error!(?timeout, "nft hangs, ending it");
-            // Before anything else is tried it is gone: what it was about to commit must not come after what is next.
-            child.kill().await?;
-            return Err(NftError::Timeout(timeout));
-        };
-        let (status, stdout, stderr) = finished?;
-        match status.code() {
-            Some(0) => Ok(String::from_utf8_lossy(&stdout).into_owned()),
-            Some(_) => {
-                tracing::debug!(script = %numbered(script), "refused transaction");
-                Err(NftError::Refused(first_lines(&String::from_utf8_lossy(&stderr), 6)))
-            }
-            None => Err(NftError::Ended(status)),
+            .spawn()
+    }
+}
+
+/// Gives it its script, and waits for its end.
+async fn run(mut child: Child, script: &str) -> Result<String, NftError> {
+    let megabytes = u32::try_from(script.len() >> 20).unwrap_or(u32::MAX);
+    let timeout = TIMEOUT + TIMEOUT_PER_MEGABYTE.saturating_mul(megabytes);
+    let Ok(finished) = tokio::time::timeout(timeout, finish(&mut child, script)).await else {
+        tracing::error!(?timeout, "nft hangs, ending it");
+        // Before anything else is tried it is gone: what it was about to commit must not come after what is next.
+        child.kill().await?;
+        return Err(NftError::Timeout(timeout));
+    };
+    let (status, stdout, stderr) = finished?;
+    match status.code() {
+        Some(0) => Ok(String::from_utf8_lossy(&stdout).into_owned()),
+        Some(_) => {
+            tracing::debug!(script = %numbered(script), "refused transaction");
+            Err(NftError::Refused(first_lines(&String::from_utf8_lossy(&stderr), 6)))
         }
+        None => Err(NftError::Ended(status)),
     }
 }
 

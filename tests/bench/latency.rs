@@ -29,8 +29,8 @@ use std::time::{Duration, Instant};
 
 /// Changes of each kind and direction.
 const CHANGES: usize = 200;
-/// Between two questions of a flow: what the measurement can tell apart.
-const TICK: Duration = Duration::from_millis(1);
+/// Between two questions of a flow: what the measurement can tell apart. Shorter, and the flows are what keeps two cores busy.
+const TICK: Duration = Duration::from_millis(3);
 /// Silence for so long is a cut; an answer takes a fraction of a millisecond.
 const SILENCE: Duration = Duration::from_millis(100);
 

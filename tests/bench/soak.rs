@@ -23,7 +23,27 @@ const ANYWHERE: &str = "{cidrs: [\"0.0.0.0/0\", \"::/0\"]}";
 
 /// Pods that come and go, in waves.
 const PODS: usize = 500;
-const WAVE: usize = 50;
+const WAVE: usize = 25;
+
+/// They do nothing but be members.
+const CHURN: &str = "apiVersion: apps/v1
+kind: Deployment
+metadata: {name: churn}
+spec:
+  replicas: 0
+  selector: {matchLabels: {app: churn}}
+  template:
+    metadata: {labels: {app: churn}}
+    spec:
+      terminationGracePeriodSeconds: 0
+      automountServiceAccountToken: false
+      enableServiceLinks: false
+      containers:
+      - name: churn
+        image: ringfence.test/toolbox:1
+        imagePullPolicy: Never
+        command: [/bin/sleep, '3600']
+";
 
 /// Longer than it takes; flows are ended by us.
 const TRAFFIC: &str = "60m";
@@ -87,12 +107,7 @@ fn scene(namespace: &Namespace) -> BTreeMap<String, Pod> {
     namespace.bind("server", &["server", "edited"], "server");
     namespace.bind("churn", &["friend", "edited"], "churn");
     edit(namespace, 0);
-    let server = reach::pod_manifest("churn", "churn", "n1");
-    let spec = server.split_once("spec:\n").unwrap().1.replace('\n', "\n    ");
-    let spec = spec.replace("nodeSelector: {kubernetes.io/hostname: n1}", "enableServiceLinks: false");
-    namespace.apply(&format!(
-        "apiVersion: apps/v1\nkind: Deployment\nmetadata: {{name: churn}}\nspec:\n  replicas: 0\n  selector: {{matchLabels: {{app: churn}}}}\n  template:\n    metadata: {{labels: {{app: churn}}}}\n    spec:\n    {spec}\n"
-    ));
+    namespace.apply(CHURN);
     namespace.enforced();
     pods
 }
