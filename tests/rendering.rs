@@ -97,7 +97,7 @@ fn a_difference_makes_the_same_table_as_building_from_nothing() {
             if step % 4 == 3 {
                 table::assert_same(&table, &table::from_nothing(&ruleset), &context);
             }
-            assert_eq!(nft::plan(&ruleset, &scenario.ruleset()), nft::render::Plan::default(), "{context}");
+            assert_eq!(nft::plan(&ruleset, &scenario.ruleset()), nft::Plan::default(), "{context}");
         }
         node.apply(nft::plan(&ruleset, &Ruleset::default()).scripts());
         table::assert_same(&table::read(&node), &skeleton, "after everything went");

@@ -1,8 +1,9 @@
-//! Tells of repairs where an operator looks: as events of the node.
+//! Tells of repairs where an operator looks: in the log, in the metrics, and as events of the node.
 //!
-//! A fight with another program would be a flood of them: one in a while is written, and the metrics count all.
+//! A fight with another program would be a flood of events: one in a while is written, and the metrics count all.
 
 use super::kernel::Damage;
+use super::metrics::Metrics;
 use crate::runtime::{Shutdown, chain};
 use k8s_openapi::api::core::v1::{Node, ObjectReference};
 use kube::runtime::events::{Event, EventType, Recorder, Reporter};
@@ -13,15 +14,16 @@ use tokio::sync::watch;
 /// So far apart are two events at least.
 const EVERY: Duration = Duration::from_secs(10);
 
-/// Takes repairs; a task tells of the latest.
+/// Takes repairs; a task writes an event of the latest.
 #[derive(Clone)]
 pub struct Announcer {
+    metrics: Metrics,
     latest: watch::Sender<Option<Damage>>,
 }
 
 impl Announcer {
     /// Starts the task.
-    pub fn start(client: Client, node: &Node, shutdown: Shutdown) -> Self {
+    pub fn start(client: Client, node: &Node, metrics: Metrics, shutdown: Shutdown) -> Self {
         let (latest, repairs) = watch::channel(None);
         let reporter = Reporter { controller: "ringfence-agent".into(), instance: node.metadata.name.clone() };
         let (recorder, node) = (Recorder::new(client, reporter), node.object_ref(&()));
@@ -31,11 +33,13 @@ impl Announcer {
                 () = shutdown.signalled() => {}
             }
         });
-        Self { latest }
+        Self { metrics, latest }
     }
 
-    /// The table was damaged, and is whole again.
+    /// A table was damaged, and is whole again.
     pub fn repaired(&self, damage: Damage) {
+        tracing::warn!(%damage, "repaired our table");
+        self.metrics.repaired(&damage);
         self.latest.send_replace(Some(damage));
     }
 }

@@ -10,6 +10,7 @@ use super::metrics::Metrics;
 use super::remotes::Remotes;
 use super::report::Reporter;
 use super::state::{Desired, Revision};
+use crate::nft::Ruleset;
 use crate::nft::exec::NftError;
 use crate::policy::NamespacedName;
 use crate::runtime::coalesce::Reason;
@@ -24,7 +25,7 @@ pub struct Enforcer {
     reporter: Reporter,
     metrics: Metrics,
     announcer: Announcer,
-    kernel: Kernel,
+    kernel: Kernel<Ruleset>,
     /// Who waits at the gate is told here.
     settled: watch::Sender<Settled>,
     /// The revisions last known to be good, which outlive a failure.
@@ -39,7 +40,7 @@ impl Enforcer {
         reporter: Reporter,
         metrics: Metrics,
         announcer: Announcer,
-        kernel: Kernel,
+        kernel: Kernel<Ruleset>,
         settled: watch::Sender<Settled>,
     ) -> Self {
         Self { state, remotes, reporter, metrics, announcer, kernel, settled, good: BTreeMap::new() }
@@ -66,8 +67,6 @@ impl Enforcer {
         };
         self.metrics.committed(started.elapsed(), &outcome, desired.ruleset.guards.len());
         if let Some(damage) = outcome? {
-            tracing::warn!(%damage, "repaired our table");
-            self.metrics.repaired(&damage);
             self.announcer.repaired(damage);
         }
         self.settled.send_replace(desired.settled.clone());

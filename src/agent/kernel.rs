@@ -1,12 +1,12 @@
-//! Our table in the kernel: brings it to what is desired, whatever became of it, and notices when it is not what it was.
+//! A table of ours in the kernel: brings it to what is desired, whatever became of it, and notices when it is not what it was.
 //!
-//! Owns: what is known of the table, and the order of transactions. Must not: know of objects, or when to run.
+//! Owns: what is known of the table, and the order of transactions. Must not: know what is in it, of objects, or when to run.
 
 use crate::nft::exec::{Nft, NftError};
 use crate::nft::listing::{Fingerprints, difference};
 use crate::nft::monitor::{Monitor, Watch, generation};
 use crate::nft::notification::Process;
-use crate::nft::{Ruleset, STAND_IN, TABLE, full, plan, replacement, stand_in_guards};
+use crate::nft::{Layout, Replacement};
 use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
@@ -17,12 +17,12 @@ const REPAIRS_AT_ONCE: u32 = 10;
 /// … and then one each so often: the node is open for no longer than this, and has time for its pods.
 const REPAIR_EVERY: Duration = Duration::from_millis(200);
 
-/// See the module.
-pub struct Kernel {
+/// See the module. The only one who commits to the table.
+pub struct Kernel<L> {
     nft: Nft,
     watch: Watch,
     /// What the table holds; `None` if that is not known, as at the start and after any failure.
-    committed: Option<Ruleset>,
+    committed: Option<L>,
     fingerprints: Fingerprints,
     /// The generation in which the table was last found to be what was committed.
     compared: Option<u32>,
@@ -59,13 +59,13 @@ impl fmt::Display for Damage {
     }
 }
 
-impl Kernel {
+impl<L: Layout> Kernel<L> {
     /// Knows nothing yet: its first commit is of the table as a whole. `damaged` is called when the table may have to be
     /// repaired, which the next [`enforce`](Self::enforce) does.
     pub fn new(nft: Nft, monitor: &Arc<Monitor>, damaged: impl Fn() + Send + 'static) -> Self {
         Self {
             nft,
-            watch: monitor.watch(&[TABLE, STAND_IN], damaged),
+            watch: monitor.watch(&[L::TABLE, L::STAND_IN], damaged),
             committed: None,
             fingerprints: Fingerprints::default(),
             compared: None,
@@ -77,21 +77,22 @@ impl Kernel {
     /// Brings the table to this. What is enforced before stays until then, whatever fails on the way.
     ///
     /// If the table had been damaged it is whole again, and it is told by what. With `compare`, damage is looked for.
-    pub async fn enforce(&mut self, ruleset: Ruleset, compare: bool) -> Result<Option<Damage>, NftError> {
+    pub async fn enforce(&mut self, desired: L, compare: bool) -> Result<Option<Damage>, NftError> {
         let news = self.watch.take();
         if let Some(committed) = self.committed.take() {
             let damage = match news.foreign {
-                Some(process) => Some(Damage::Foreign { table: TABLE, process }),
+                Some(process) => Some(Damage::Foreign { table: L::TABLE, process }),
                 None if news.lost || compare => {
-                    self.compare(&committed).await?.map(|what| Damage::Different { table: TABLE, what })
+                    let different = self.compare(&committed, &desired).await?;
+                    different.map(|what| Damage::Different { table: L::TABLE, what })
                 }
                 None => None,
             };
             if damage.is_none() {
-                for script in plan(&committed, &ruleset).scripts() {
+                for script in committed.plan(&desired).scripts() {
                     self.commit(script).await?;
                 }
-                self.committed = Some(ruleset);
+                self.committed = Some(desired);
                 return Ok(None);
             }
             self.damage = damage;
@@ -101,28 +102,35 @@ impl Kernel {
             // Whatever was done until now is undone with the rest.
             self.watch.take();
         }
-        self.replace(&ruleset).await?;
-        self.committed = Some(ruleset);
+        self.replace(&desired).await?;
+        self.committed = Some(desired);
         Ok(self.damage.take())
     }
 
-    /// What the kernel says against a ruleset, if it says anything; of failures other than its "no" nothing is known.
-    pub async fn refuses(&self, ruleset: &Ruleset) -> Option<String> {
-        match self.nft.check(&full(ruleset)).await {
+    /// Takes the table away. That it is gone is not remembered: the next commit, of whatever, starts from nothing.
+    pub async fn remove(&mut self) -> Result<(), NftError> {
+        self.committed = None;
+        self.watch.take();
+        self.commit(&L::removal()).await
+    }
+
+    /// What the kernel says against something desired, if it says anything; of failures other than its "no" nothing is known.
+    pub async fn refuses(&self, desired: &L) -> Option<String> {
+        match self.nft.check(&desired.full()).await {
             Err(NftError::Refused(message)) => Some(message),
             _ => None,
         }
     }
 
-    /// What the table holds that it should not, or the other way round.
-    async fn compare(&mut self, committed: &Ruleset) -> Result<Option<String>, NftError> {
+    /// What the table holds that it should not, or the other way round, before it becomes what is desired.
+    async fn compare(&mut self, committed: &L, desired: &L) -> Result<Option<String>, NftError> {
         // Read before the table is: what happens in between is compared next time.
         let now = generation()?;
         if self.compared == Some(now) {
             return Ok(None);
         }
-        let difference = match self.nft.list(TABLE).await {
-            Ok(listing) => difference(&listing, committed, &mut self.fingerprints),
+        let difference = match self.nft.list(L::TABLE).await {
+            Ok(listing) => difference(&listing, &committed.expected(desired), &mut self.fingerprints),
             Err(NftError::Refused(message)) => Some(message),
             Err(error) => return Err(error),
         };
@@ -130,27 +138,27 @@ impl Kernel {
         Ok(difference)
     }
 
-    /// From any state of our table, or none. Whichever step fails, what guards then goes on to, and is not touched before
+    /// From any state of the table, or none. Whichever step fails, what guards then goes on to, and is not touched before
     /// something else does.
-    async fn replace(&mut self, ruleset: &Ruleset) -> Result<(), NftError> {
+    async fn replace(&mut self, desired: &L) -> Result<(), NftError> {
         self.fingerprints = Fingerprints::default();
         self.compared = None;
-        let [ours, stand_in] = self.nft.exist([TABLE, STAND_IN]).await?;
+        let [ours, stand_in] = self.nft.exist([L::TABLE, L::STAND_IN]).await?;
         if !ours && !stand_in {
-            // No packet meets it: the node is open now, so the quickest way is the best.
-            return self.commit(&full(ruleset)).await;
+            // Nothing meets it: the node is open now, so the quickest way is the best.
+            return self.commit(&desired.full()).await;
         }
-        let replacement = replacement(ruleset);
+        let Replacement { cover, replace } = desired.replacement();
         if stand_in && self.stand_in_guards().await? {
             // What the kernel would refuse later, it refuses here, before anything is touched.
-            self.nft.check(&full(ruleset)).await?;
+            self.nft.check(&desired.full()).await?;
         } else {
-            // And here: the first of these has all of the ruleset, and guards nobody yet.
-            for script in &replacement.cover {
+            // And here: the first of these has all that is desired, and takes nothing away from what guards.
+            for script in &cover {
                 self.commit(script).await?;
             }
         }
-        for script in &replacement.replace {
+        for script in &replace {
             self.commit(script).await?;
         }
         Ok(())
@@ -159,7 +167,7 @@ impl Kernel {
     /// Whether an earlier replacement left a copy that guards, perhaps as the only one. Both answers are the kernel's: no
     /// failure is taken for either.
     async fn stand_in_guards(&self) -> Result<bool, NftError> {
-        let [yes, no] = stand_in_guards();
+        let Some([yes, no]) = L::stand_in_guards() else { return Ok(false) };
         match self.nft.check(&yes).await {
             Ok(()) => Ok(true),
             Err(NftError::Refused(_)) => self.nft.check(&no).await.map(|()| false),

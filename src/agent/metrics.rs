@@ -53,7 +53,7 @@ impl Metrics {
         registry.register("guarded_addresses", "Addresses that are guarded on this node", metrics.guarded.clone());
         registry.register(
             "repairs",
-            "Replacements of our table because someone else had changed it: seen in a transaction, or found by comparison",
+            "Replacements of a table of ours because someone else had changed it: seen in a transaction, or found by comparison",
             metrics.repairs.clone(),
         );
         metrics

@@ -28,7 +28,6 @@ use crate::api::{SecurityGroup, SecurityGroupBinding};
 use crate::index::{Feed, Update};
 use crate::nft::exec::Nft;
 use crate::nft::monitor::Monitor;
-use crate::nft::own;
 use crate::runtime::admin::{Admin, Readiness};
 use crate::runtime::backoff::Backoff;
 use crate::runtime::coalesce::Coalescer;
@@ -117,11 +116,11 @@ pub async fn run(args: Args, client: Client, shutdown: Shutdown) -> anyhow::Resu
         node = find_node(&client, &node_name) => node,
         () = shutdown.signalled() => return Ok(()),
     };
-    let dirty = Arc::new(Coalescer::new(RETRY, Some(Duration::from_secs(compare_every))));
+    let coalescer = || Arc::new(Coalescer::new(RETRY, Some(Duration::from_secs(compare_every))));
+    let (dirty, attached) = (coalescer(), coalescer());
     let state = Shared(Arc::new(Mutex::new(State::new(addresses(&node)))));
-    let announcer = Announcer::start(client.clone(), &node, shutdown.clone());
+    let announcer = Announcer::start(client.clone(), &node, metrics.clone(), shutdown.clone());
     let monitor = Monitor::open().context("cannot listen to changes of tables")?;
-    let attached = Arc::new(Coalescer::new(RETRY, None));
     state.lock().allowances = Allowances::new(anti_spoofing.widest);
 
     let watches = Watches::new::<SecurityGroup>(client.clone());
@@ -134,14 +133,8 @@ pub async fn run(args: Args, client: Client, shutdown: Shutdown) -> anyhow::Resu
     let allowances = AllowanceSink { state: state.clone(), told: [dirty.clone(), attached.clone()] };
     watches.watch::<Namespace, _>(all(), allowances, &synced, "namespaces");
 
-    let (own_addresses_only, watched) = enforce_own_addresses(
-        &anti_spoofing,
-        (&state, &synced),
-        &attached,
-        &monitor,
-        (&metrics, &announcer),
-        &shutdown,
-    )?;
+    let (own_addresses_only, watched) =
+        enforce_own_addresses(&anti_spoofing, (&state, &synced), &attached, &monitor, &announcer, &shutdown)?;
     let (settled, at_gate) = channel(Settled::default());
     if places.wanted() {
         let store = gate::Store::open(places.attachments())?;
@@ -195,18 +188,17 @@ fn enforce_own_addresses(
     (state, synced): (&Shared, &Readiness),
     attached: &Arc<Coalescer>,
     monitor: &Arc<Monitor>,
-    (metrics, announcer): (&Metrics, &Announcer),
+    announcer: &Announcer,
     shutdown: &Shutdown,
 ) -> anyhow::Result<(Receiver<Option<Verdict>>, Receiver<u64>)> {
     let notices = Notices::new(args.cni_cache.clone()).context("cannot listen for changes of network devices")?;
     let (said, verdict) = channel(None);
     let (settled, watched) = channel(0);
-    let table = monitor.watch(&[own::TABLE, own::STAND_IN], {
+    let kernel = Kernel::new(Nft::default(), monitor, {
         let attached = attached.clone();
         move || attached.notify()
     });
-    let mut own_addresses =
-        OwnAddresses::new(args, state.clone(), table, metrics.clone(), announcer.clone(), said, settled);
+    let mut own_addresses = OwnAddresses::new(args, state.clone(), kernel, announcer.clone(), said, settled);
     attached.notify();
     std::thread::Builder::new().name("notices".to_owned()).spawn({
         let attached = attached.clone();

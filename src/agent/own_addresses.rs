@@ -8,12 +8,10 @@ use super::announce::Announcer;
 use super::attachments::Attachment;
 use super::devices::{Cache, Links, links};
 use super::extra_addresses::{Extra, Widest};
-use super::kernel::Damage;
-use super::metrics::Metrics;
+use super::kernel::Kernel;
 use crate::api::conditions::{OWN_ADDRESSES_ONLY, Verdict, listed};
-use crate::nft::exec::{Nft, NftError};
-use crate::nft::monitor::Watch;
-use crate::nft::own::{self, Device, DeviceName, Devices, Invalid, Tunnels};
+use crate::nft::exec::NftError;
+use crate::nft::own::{Device, DeviceName, Devices, Invalid, Tunnels, Watched};
 use crate::policy::NamespacedName;
 use crate::runtime::Reason;
 use std::collections::{BTreeMap, BTreeSet};
@@ -55,31 +53,26 @@ impl<T: FromStr> FromStr for Numbers<T> {
     }
 }
 
-/// The only one who commits to the `netdev` table.
+/// The only one who decides what is committed to the `netdev` table.
 pub struct OwnAddresses {
     enabled: bool,
     tunnels: Tunnels,
     /// What the runtime remembers, also of pods that were there before the agent.
     cache: Cache,
     state: Shared,
-    nft: Nft,
-    watch: Watch,
-    metrics: Metrics,
+    kernel: Kernel<Watched>,
     announcer: Announcer,
     verdict: watch::Sender<Option<Verdict>>,
     /// Who waits at the gate is told here, by the revision of the attachments.
     settled: watch::Sender<u64>,
-    /// What the kernel holds; `None` if that is not known, as at the start and after any failure.
-    committed: Option<Devices>,
 }
 
 impl OwnAddresses {
-    /// Knows nothing of the kernel: the first commit replaces the table as a whole. `watch` is of that table.
+    /// Tells `verdict` what is to be said of this node, and `settled` up to where it is true.
     pub fn new(
         args: &AntiSpoofing,
         state: Shared,
-        watch: Watch,
-        metrics: Metrics,
+        kernel: Kernel<Watched>,
         announcer: Announcer,
         verdict: watch::Sender<Option<Verdict>>,
         settled: watch::Sender<u64>,
@@ -90,32 +83,25 @@ impl OwnAddresses {
             tunnels: Tunnels::new(tunnel_protocols.0.iter().copied(), tunnel_ports.0.iter().copied()),
             cache: Cache::new(cni_cache),
             state,
-            nft: Nft::default(),
-            watch,
-            metrics,
+            kernel,
             announcer,
             verdict,
             settled,
-            committed: None,
         }
     }
 
     /// One round: from what is attached now to a commit and a verdict on it.
     pub async fn run(&mut self, reason: Reason) -> Result<(), NftError> {
-        let news = self.watch.take();
-        if reason != Reason::Dirty || news.lost || news.foreign.is_some() {
-            self.committed = None;
-        }
         let revision = self.state.lock().attachments.revision();
         if !self.enabled {
-            self.commit_one(&own::removal()).await?;
+            self.kernel.remove().await?;
             self.say(false, "Disabled", "pods may send with any address: anti-spoofing is switched off".into());
             self.settled.send_replace(revision);
             return Ok(());
         }
         let links = links()?;
         let mut attachments = self.cache.read(&links);
-        let Desired { mut devices, mut unknown, refused } = {
+        let Desired { devices, mut unknown, refused } = {
             let state = self.state.lock();
             // The gate knows best, so it comes last.
             attachments.extend(state.attachments.attached().cloned());
@@ -127,64 +113,45 @@ impl OwnAddresses {
             });
             desired(attachments, &links, residents)
         };
-        let outcome = match self.commit(&devices).await {
+        let mut watched = Watched { tunnels: self.tunnels.clone(), devices };
+        let outcome = match self.kernel.enforce(watched.clone(), reason == Reason::Periodic).await {
             // Only the kernel's own "no" is about what was asked; all else is about the moment.
-            Err(NftError::Refused(message)) if self.committed.is_none() => {
+            Err(NftError::Refused(message)) if reason == Reason::Retry => {
                 tracing::error!(%message, "the kernel refused the devices, looking for the one at fault");
-                unknown.extend(self.leave_out_refused(&mut devices).await);
-                self.commit(&devices).await
+                unknown.extend(self.leave_out_refused(&mut watched).await);
+                self.kernel.enforce(watched.clone(), false).await
             }
             outcome => outcome,
         };
-        if let Err(error) = outcome {
-            self.committed = None;
-            self.say(false, "NotCommitted", error.to_string());
-            return Err(error);
-        }
+        let damage = match outcome {
+            Ok(damage) => damage,
+            Err(error) => {
+                self.say(false, "NotCommitted", error.to_string());
+                return Err(error);
+            }
+        };
         if unknown.is_empty() {
             // A declaration that is refused opens nothing: the node is what it should be.
             let refused = if refused.is_empty() { String::new() } else { format!("; refused: {}", listed(refused)) };
-            self.say(true, "Enforced", format!("{} devices of pods are watched{refused}", devices.len()));
+            self.say(true, "Enforced", format!("{} devices of pods are watched{refused}", watched.devices.len()));
         } else {
             self.say(false, "DeviceUnknown", listed(unknown));
         }
-        self.committed = Some(devices);
         self.settled.send_replace(revision);
-        if let Some(process) = news.foreign {
-            let damage = Damage::Foreign { table: own::TABLE, process };
-            tracing::warn!(%damage, "repaired our table");
-            self.metrics.repaired(&damage);
+        if let Some(damage) = damage {
             self.announcer.repaired(damage);
         }
         Ok(())
     }
 
-    async fn commit(&self, devices: &Devices) -> Result<(), NftError> {
-        let Some(committed) = &self.committed else {
-            for script in own::replacement(&self.tunnels, devices) {
-                self.commit_one(&script).await?;
-            }
-            return Ok(());
-        };
-        match own::plan(committed, devices) {
-            Some(script) => self.commit_one(&script).await,
-            None => Ok(()),
-        }
-    }
-
-    async fn commit_one(&self, script: &str) -> Result<(), NftError> {
-        let _own = self.watch.own();
-        self.nft.commit(script).await
-    }
-
     /// Takes out the devices that the kernel refuses, each tried alone, and says which (S13).
-    async fn leave_out_refused(&self, devices: &mut Devices) -> Vec<String> {
+    async fn leave_out_refused(&self, watched: &mut Watched) -> Vec<String> {
         let mut refused = Vec::new();
-        for (name, device) in devices.clone() {
-            let alone = [(name.clone(), device)].into();
-            if let Err(error) = self.nft.check(&own::full(&self.tunnels, &alone)).await {
-                devices.remove(&name);
-                refused.push(format!("the kernel refuses to watch device {name}: {error}"));
+        for (name, device) in watched.devices.clone() {
+            let alone = Watched { devices: [(name.clone(), device)].into(), ..watched.clone() };
+            if let Some(message) = self.kernel.refuses(&alone).await {
+                watched.devices.remove(&name);
+                refused.push(format!("the kernel refuses to watch device {name}: {message}"));
             }
         }
         refused

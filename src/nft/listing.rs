@@ -1,54 +1,106 @@
-//! Is the table what was committed? A second net under the notifications, which cannot be fooled by what was never told.
+//! Is a table what was committed? A second net under the notifications, which cannot be fooled by what was never told.
 //!
-//! PURE. Addresses, and which chains, sets and maps there are, are compared with what was committed. How nft writes a rule
-//! depends on its version, so a rule is compared with how it was written the first time.
+//! PURE. Elements, and which chains, sets, maps and counters there are, are compared with what was committed. How nft writes
+//! a rule depends on its version, so a rule is compared with how it was written the first time.
 
-use super::model::{Constant, Ruleset, View, digit};
-use super::skeleton::SKELETON;
-use crate::policy::Family;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::hash::{DefaultHasher, Hash, Hasher};
-use std::net::IpAddr;
 
 /// How nft wrote everything that is never edited in place. To be forgotten when the table is made anew.
 #[derive(Debug, Default)]
-pub struct Fingerprints(BTreeMap<(String, String), u64>);
+pub struct Fingerprints(BTreeMap<(&'static str, String), (String, u64)>);
 
 /// What is wrong with a table that should hold this, in the words of its listing; `None`: nothing.
-pub fn difference(listing: &str, ruleset: &Ruleset, fingerprints: &mut Fingerprints) -> Option<String> {
-    let found = blocks(listing);
-    let expected = expected(ruleset);
-    if let Some((kind, name)) = found.keys().find(|block| !expected.contains_key(*block)) {
-        return Some(format!("there is a {kind} {name}"));
-    }
-    let data = data(ruleset);
+pub fn difference(listing: &str, expected: &Contents<'_>, fingerprints: &mut Fingerprints) -> Option<String> {
+    let mut found = blocks(listing);
     let mut seen = BTreeMap::new();
-    for ((kind, name), content) in expected {
-        let Some(block) = found.get(&(kind, name)) else { return Some(format!("there is no {kind} {name}")) };
-        if content.rules.is_some_and(|rules| rules != block.lines.len()) {
+    for ((kind, name), item) in &expected.0 {
+        let block = found.remove(&(*kind, name.as_str()));
+        if item.in_flux {
+            continue;
+        }
+        let Some(block) = block else { return Some(format!("there is no {kind} {name}")) };
+        if item.lines.is_some_and(|lines| lines != block.lines.len()) {
             return Some(format!("{kind} {name} has more or fewer rules"));
         }
         let mut written = DefaultHasher::new();
         block.lines.hash(&mut written);
-        match data.get(name) {
-            Some(data) if !data.is(ruleset, &block.elements) => {
+        match &item.elements {
+            Some(elements) if !elements.are(&block.elements) => {
                 return Some(format!("{kind} {name} has other elements"));
             }
             Some(_) => {}
             None => block.elements.hash(&mut written),
         }
-        let key = (kind.to_owned(), name.to_owned());
-        let written = written.finish();
-        if fingerprints.0.get(&key).is_some_and(|before| *before != written) {
+        let key = (*kind, name.clone());
+        let written = (item.edition.clone(), written.finish());
+        let before = fingerprints.0.get(&key).filter(|(edition, _)| *edition == item.edition);
+        if before.is_some_and(|before| *before != written) {
             return Some(format!("{kind} {name} has changed"));
         }
         seen.insert(key, written);
+    }
+    if let Some((kind, name)) = found.keys().next() {
+        return Some(format!("there is a {kind} {name}"));
     }
     fingerprints.0 = seen;
     None
 }
 
-/// A chain, set, map or counter.
+/// What a table should hold.
+#[derive(Default)]
+pub struct Contents<'a>(BTreeMap<(&'static str, String), Item<'a>>);
+
+impl<'a> Contents<'a> {
+    /// What a skeleton makes, which is written as nft lists it.
+    pub(super) fn of_skeleton(skeleton: &str) -> Self {
+        let items = blocks(skeleton).into_iter().map(|((kind, name), block)| {
+            let lines = (kind == "chain").then_some(block.lines.len());
+            ((kind, name.to_owned()), Item { lines, ..Item::default() })
+        });
+        Self(items.collect())
+    }
+
+    /// Something more, or more of something that is in the skeleton.
+    pub(super) fn add(&mut self, kind: &'static str, name: impl ToString, item: Item<'a>) {
+        self.0.insert((kind, name.to_string()), item);
+    }
+}
+
+/// A chain, set, map or counter, as far as it is known beforehand.
+#[derive(Default)]
+pub(super) struct Item<'a> {
+    /// The number of its rules, its type among them, if it is a chain.
+    pub lines: Option<usize>,
+    /// What it holds, if that is edited in place.
+    pub elements: Option<Elements<'a>>,
+    /// What tells it from what had its name before, if names are used again.
+    pub edition: String,
+    /// Whether it may be there or not, and be one way or another.
+    pub in_flux: bool,
+}
+
+impl<'a> Item<'a> {
+    /// With so many elements, each of which is one of those that should be there.
+    pub(super) fn with_elements(count: usize, belongs: impl Fn(&str) -> bool + 'a) -> Self {
+        Self { elements: Some(Elements { count, belongs: Box::new(belongs) }), ..Self::default() }
+    }
+}
+
+/// The elements of a set or map.
+pub(super) struct Elements<'a> {
+    count: usize,
+    belongs: Box<dyn Fn(&str) -> bool + 'a>,
+}
+
+impl Elements<'_> {
+    /// Whether these are they. The kernel has no element twice.
+    fn are(&self, listed: &[&str]) -> bool {
+        self.count == listed.len() && listed.iter().all(|element| (self.belongs)(element))
+    }
+}
+
+/// A chain, set, map or counter, as it is listed.
 #[derive(Default)]
 struct Block<'a> {
     /// All but the elements.
@@ -56,15 +108,16 @@ struct Block<'a> {
     elements: Vec<&'a str>,
 }
 
-/// The blocks of a table, by kind and name. Reads what nft lists, and the skeleton, which is written likewise.
-fn blocks(table: &str) -> BTreeMap<(&str, &str), Block<'_>> {
+/// The blocks of a table, by kind and name. Reads what nft lists, and skeletons, which are written likewise.
+fn blocks(table: &str) -> BTreeMap<(&'static str, &str), Block<'_>> {
     let mut blocks = BTreeMap::new();
-    let mut open: Option<((&str, &str), Block<'_>)> = None;
+    let mut open: Option<((&'static str, &str), Block<'_>)> = None;
     let mut in_elements = false;
     for line in table.lines() {
         let Some((_, block)) = &mut open else {
             let mut words = line.strip_prefix('\t').unwrap_or_default().split(' ');
-            if let (Some(kind @ ("chain" | "set" | "map" | "counter")), Some(name)) = (words.next(), words.next()) {
+            let kind = words.next().and_then(|word| KINDS.into_iter().find(|kind| *kind == word));
+            if let (Some(kind), Some(name)) = (kind, words.next()) {
                 let begun = ((kind, name), Block::default());
                 if line.ends_with('}') {
                     blocks.extend([begun]);
@@ -97,75 +150,5 @@ fn blocks(table: &str) -> BTreeMap<(&str, &str), Block<'_>> {
     blocks
 }
 
-/// What is known of a block beforehand.
-struct Expected {
-    /// The number of its rules, its type among them, if it is a chain.
-    rules: Option<usize>,
-}
-
-fn expected(ruleset: &Ruleset) -> BTreeMap<(&str, &str), Expected> {
-    let skeleton = blocks(SKELETON).into_iter().map(|((kind, name), block)| {
-        let rules = (kind == "chain").then_some(block.lines.len());
-        ((kind, name), Expected { rules })
-    });
-    let constants = ruleset.constants.iter().map(|(name, constant)| {
-        let (kind, rules) = match constant.as_ref() {
-            Constant::Chain(rules) => ("chain", Some(rules.len())),
-            Constant::Cidrs(..) | Constant::Ports(_) => ("set", None),
-            Constant::SinglePortVerdicts(_) | Constant::PortVerdicts(_) => ("map", None),
-        };
-        ((kind, name.as_str()), Expected { rules })
-    });
-    let groups = ruleset.groups.keys().map(|name| (("set", name.as_str()), Expected { rules: None }));
-    skeleton.chain(constants).chain(groups).collect()
-}
-
-/// What is edited in place.
-enum Data<'a> {
-    /// The addresses of a group.
-    Members(&'a BTreeSet<IpAddr>),
-    /// Guarded addresses.
-    Guarded(Family),
-    /// Likewise, each with itself.
-    Themselves(Family),
-    /// Likewise, each with its chain.
-    Chains(Family, View),
-}
-
-fn data(ruleset: &Ruleset) -> BTreeMap<String, Data<'_>> {
-    let groups = ruleset.groups.iter().map(|(name, (_, addresses))| (name.to_string(), Data::Members(addresses)));
-    let maps = Family::ALL.into_iter().flat_map(|family| {
-        let digit = digit(family);
-        [
-            (format!("guarded_{digit}"), Data::Guarded(family)),
-            (format!("self_{digit}"), Data::Themselves(family)),
-            (format!("ingress_{digit}"), Data::Chains(family, View::Ingress)),
-            (format!("egress_{digit}"), Data::Chains(family, View::Egress)),
-            (format!("untracked_{digit}"), Data::Chains(family, View::Untracked)),
-        ]
-    });
-    groups.chain(maps).collect()
-}
-
-impl Data<'_> {
-    /// Whether these are the elements. The kernel has no element twice.
-    fn is(&self, ruleset: &Ruleset, elements: &[&str]) -> bool {
-        let guards = &ruleset.guards;
-        let count = match self {
-            Self::Members(addresses) => addresses.len(),
-            Self::Guarded(family) | Self::Themselves(family) | Self::Chains(family, _) => {
-                guards.keys().filter(|address| Family::of(**address) == *family).count()
-            }
-        };
-        let guard = |address: &str| guards.get(&address.parse().ok()?);
-        count == elements.len()
-            && elements.iter().all(|element| match self {
-                Self::Members(addresses) => element.parse().is_ok_and(|address: IpAddr| addresses.contains(&address)),
-                Self::Guarded(_) => guard(element).is_some(),
-                Self::Themselves(_) => element.split_once(" . ").is_some_and(|(a, b)| a == b && guard(a).is_some()),
-                Self::Chains(_, view) => element.split_once(" : goto ").is_some_and(|(address, chain)| {
-                    guard(address).and_then(|guard| guard.chains.get(view)).is_some_and(|c| c.as_str() == chain)
-                }),
-            })
-    }
-}
+/// What tables of ours are made of.
+const KINDS: [&str; 4] = ["chain", "set", "map", "counter"];

@@ -8,6 +8,8 @@
 
 pub mod compile;
 pub mod exec;
+mod expected;
+pub mod layout;
 pub mod ledger;
 pub mod listing;
 pub mod model;
@@ -19,8 +21,9 @@ mod segments;
 mod skeleton;
 
 pub use compile::{Profile, compile};
+pub use layout::{Layout, Plan, Replacement};
 pub use model::{Constant, Guard, Name, Ruleset, View};
-pub use render::{Plan, Replacement, full, plan, replacement, stand_in_guards};
+pub use render::{full, plan, replacement};
 
 /// The one table that is ours: nothing outside it is ever read or written.
 pub const TABLE: &str = "inet ringfence";

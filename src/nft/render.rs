@@ -4,6 +4,9 @@
 //! changes any verdict, edits elements and takes away what is no longer referred to. In a single transaction a packet that
 //! is half-way when the generation flips may follow a new map element into a chain that is still empty for it.
 
+use super::expected::expected;
+use super::layout::{Layout, Plan, Replacement};
+use super::listing::Contents;
 use super::model::{Addresses, Constant, Guard, Name, Ruleset, View, digit};
 use super::skeleton::{BASE_CHAINS, SKELETON};
 use super::{STAND_IN, TABLE};
@@ -15,41 +18,8 @@ use std::sync::Arc;
 /// More elements than this go into several commands: nft's cost for one command grows faster than its length.
 const BATCH: usize = 2_000;
 
-/// The transactions of a change, in order. Empty: nothing is to be done.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Plan {
-    /// Adds what nothing refers to yet.
-    pub stage: Option<String>,
-    /// Changes verdicts, all at once.
-    pub switch: Option<String>,
-}
-
-impl Plan {
-    /// The scripts to run, one after the other.
-    pub fn scripts(&self) -> impl Iterator<Item = &str> {
-        self.stage.iter().chain(&self.switch).map(String::as_str)
-    }
-}
-
 /// In the copy, for as long as it guards by itself: whoever finds it must not touch the copy before our table guards again.
 const GUARDS: &str = "guards";
-
-/// The transactions that replace our table, in order: see [`replacement`].
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Replacement {
-    /// Make a copy stand in. To be left out if one does already, as when a replacement did not come to its end: this would
-    /// open what only that copy still closes.
-    pub cover: Vec<String>,
-    /// Replace our table behind it, and take it away.
-    pub replace: Vec<String>,
-}
-
-impl Replacement {
-    /// The scripts to run, one after the other.
-    pub fn scripts(&self) -> impl Iterator<Item = &str> {
-        self.cover.iter().chain(&self.replace).map(String::as_str)
-    }
-}
 
 /// The transactions from any state of our table, or none, to this one, with one or the other in force at every instant.
 ///
@@ -81,15 +51,6 @@ pub fn replacement(ruleset: &Ruleset) -> Replacement {
     }
 }
 
-/// Two transactions, to be checked and never committed: the kernel would take the first if a copy stands in and guards by
-/// itself, and the second if none does.
-pub fn stand_in_guards() -> [String; 2] {
-    [
-        format!("delete counter {STAND_IN} {GUARDS}\n"),
-        format!("add table {STAND_IN}\ncreate counter {STAND_IN} {GUARDS}\n"),
-    ]
-}
-
 /// One transaction from any state of our table, or none, to this one. For a table that no packet meets: see [`replacement`].
 pub fn full(ruleset: &Ruleset) -> String {
     let mut script = Script::default();
@@ -107,6 +68,34 @@ pub fn plan(old: &Ruleset, new: &Ruleset) -> Plan {
     switch.remove_all(old, new);
     let unless_empty = |script: Script| Some(script.text).filter(|text| !text.is_empty());
     Plan { stage: unless_empty(stage), switch: unless_empty(switch) }
+}
+
+impl Layout for Ruleset {
+    const TABLE: &'static str = TABLE;
+    const STAND_IN: &'static str = STAND_IN;
+
+    fn full(&self) -> String {
+        full(self)
+    }
+
+    fn plan(&self, next: &Self) -> Plan {
+        plan(self, next)
+    }
+
+    fn replacement(&self) -> Replacement {
+        replacement(self)
+    }
+
+    fn stand_in_guards() -> Option<[String; 2]> {
+        Some([
+            format!("delete counter {STAND_IN} {GUARDS}\n"),
+            format!("add table {STAND_IN}\ncreate counter {STAND_IN} {GUARDS}\n"),
+        ])
+    }
+
+    fn expected(&self, _next: &Self) -> Contents<'_> {
+        expected(self)
+    }
 }
 
 #[derive(Default)]

@@ -4,7 +4,8 @@ use super::Places;
 use super::conflist::without_plugin;
 use super::install::{STAND_IN, configurations, draft_of, remove_if_there, replace_unless_changed};
 use crate::nft::exec::Nft;
-use crate::nft::{STAND_IN as STAND_IN_TABLE, TABLE, own};
+use crate::nft::own::Watched;
+use crate::nft::{Layout, Ruleset};
 use anyhow::Context;
 use std::fs;
 use std::io::ErrorKind;
@@ -14,8 +15,7 @@ use std::os::unix::fs::PermissionsExt;
 pub async fn remove(places: Places) -> anyhow::Result<()> {
     // First the plugin: without its agent it lets no pod start.
     plugin(&places)?;
-    let tables = [TABLE, STAND_IN_TABLE].map(|table| format!("add table {table}\ndelete table {table}\n")).concat();
-    Nft::default().commit(&(tables + &own::removal())).await?;
+    Nft::default().commit(&(Ruleset::removal() + &Watched::removal())).await?;
     remove_if_there(places.socket())?;
     let run_dir = &places.run_dir;
     for folder in [places.attachments(), run_dir.clone()] {

@@ -20,7 +20,14 @@
 //! not there; since then chains stay, and take hold of any device of that name. So no script relies on a chain to be there or
 //! not, and a device that came back under its name counts as changed.
 
-use super::Name;
+mod elements;
+mod expected;
+mod skeleton;
+
+use super::listing::Contents;
+use super::{Layout, Name, Plan, Replacement};
+use elements::{Element, Set, elements};
+use skeleton::skeleton;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::{self, Write};
 use std::net::{IpAddr, Ipv6Addr};
@@ -146,13 +153,47 @@ impl Default for Tunnels {
     }
 }
 
+/// All that varies in the table.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Watched {
+    /// What may not come out of any device. The same for as long as an agent runs: only a replacement changes it.
+    pub tunnels: Tunnels,
+    /// The devices.
+    pub devices: Devices,
+}
+
+impl Layout for Watched {
+    const TABLE: &'static str = TABLE;
+    const STAND_IN: &'static str = STAND_IN;
+
+    fn full(&self) -> String {
+        full(&self.tunnels, &self.devices)
+    }
+
+    fn plan(&self, next: &Self) -> Plan {
+        Plan { stage: None, switch: plan(&self.devices, &next.devices) }
+    }
+
+    fn replacement(&self) -> Replacement {
+        replacement(&self.tunnels, &self.devices)
+    }
+
+    fn stand_in_guards() -> Option<[String; 2]> {
+        None
+    }
+
+    fn expected(&self, next: &Self) -> Contents<'_> {
+        expected::expected(self, next)
+    }
+}
+
 /// The transactions from any state of the table, or none, to this one, with one or the other in force at every instant.
 ///
 /// [`full`] alone is not enough over a table in use. A frame that meets the new chain of its device just before the generation
 /// flips, and the old one just after, meets two chains that are empty for it; and one that is inside the old chains when it
 /// flips finds nothing in their maps any more, and is dropped. So a copy stands in while the table is replaced, and no frame is
 /// inside of either when it goes.
-pub fn replacement(tunnels: &Tunnels, devices: &Devices) -> [String; 5] {
+pub fn replacement(tunnels: &Tunnels, devices: &Devices) -> Replacement {
     let full = full(tunnels, devices);
     let mut retired = Script::default();
     retired.line(format_args!("add table {TABLE}"));
@@ -163,23 +204,19 @@ pub fn replacement(tunnels: &Tunnels, devices: &Devices) -> [String; 5] {
     }
     // A space is in no name: the table's is nowhere else.
     let stand_in = |script: &str| script.replace(TABLE, STAND_IN);
-    [stand_in(&full), retired.text.clone(), full, stand_in(&retired.text), format!("delete table {STAND_IN}\n")]
+    let (cover, uncover) = (stand_in(&full), stand_in(&retired.text));
+    Replacement { cover: vec![cover], replace: vec![retired.text, full, uncover, format!("delete table {STAND_IN}\n")] }
 }
 
 /// One transaction from any state of the table, or none, to this one. For a table that no frame meets: see [`replacement`].
 pub fn full(tunnels: &Tunnels, devices: &Devices) -> String {
     let mut script = Script::default();
-    script.clear();
+    // "add" first, as deleting what is not there would fail.
+    script.line(format_args!("add table {TABLE}"));
+    script.line(format_args!("delete table {TABLE}"));
     script.text.push_str(&skeleton(tunnels));
     script.change(&Devices::new(), devices);
     script.text
-}
-
-/// One transaction after which nothing is left of us.
-pub fn removal() -> String {
-    let mut script = Script::default();
-    script.clear();
-    script.text.clone() + &script.text.replace(TABLE, STAND_IN)
 }
 
 /// The one transaction from one state of the table to another; nothing, if they are the same.
@@ -201,18 +238,12 @@ impl Script {
         self.text.push('\n');
     }
 
-    fn clear(&mut self) {
-        // "add" first, as deleting what is not there would fail.
-        self.line(format_args!("add table {TABLE}"));
-        self.line(format_args!("delete table {TABLE}"));
-    }
-
     fn change(&mut self, old: &Devices, new: &Devices) {
         let differs = |(name, device): &(&DeviceName, &Device), other: &Devices| other.get(*name) != Some(*device);
         let gone: Vec<_> = old.iter().filter(|entry| differs(entry, new)).collect();
         let come: Vec<_> = new.iter().filter(|entry| differs(entry, old)).collect();
 
-        let (before, after) = (elements(&gone), elements(&come));
+        let (before, after) = (elements(gone.iter().copied()), elements(come.iter().copied()));
         self.elements("delete", before.difference(&after));
         self.elements("add", after.difference(&before));
 
@@ -236,10 +267,10 @@ impl Script {
         }
     }
 
-    fn elements<'a>(&mut self, command: &str, elements: impl Iterator<Item = &'a (Set, String)>) {
-        let mut by_set: BTreeMap<Set, Vec<&str>> = BTreeMap::new();
-        for (set, element) in elements {
-            by_set.entry(*set).or_default().push(element);
+    fn elements<'a>(&mut self, command: &str, elements: impl Iterator<Item = &'a Element<'a>>) {
+        let mut by_set: BTreeMap<Set, Vec<String>> = BTreeMap::new();
+        for element in elements {
+            by_set.entry(element.set).or_default().push(element.to_string());
         }
         for (set, elements) in by_set {
             for batch in elements.chunks(BATCH) {
@@ -249,184 +280,8 @@ impl Script {
     }
 }
 
-/// The sets of the skeleton.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-enum Set {
-    /// Devices with their IPv4 addresses.
-    V4,
-    /// Devices with their IPv6 addresses.
-    V6,
-    /// Devices with their link-local addresses.
-    LinkLocal,
-    /// Devices whose link-local addresses are not known.
-    AnyLinkLocal,
-    /// Devices with all their IPv6 addresses, once more, as a message about one carries it: nft 1.0.6 has no name for that field.
-    Targets,
-}
-
-impl fmt::Display for Set {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::V4 => "own_4",
-            Self::V6 => "own_6",
-            Self::LinkLocal => "own_link_local",
-            Self::AnyLinkLocal => "any_link_local",
-            Self::Targets => "own_targets",
-        })
-    }
-}
-
-fn elements(devices: &[(&DeviceName, &Device)]) -> BTreeSet<(Set, String)> {
-    let mut elements = BTreeSet::new();
-    for (name, Device { index: _, addresses, mac }) in devices {
-        let made_of_mac = mac.map(|mac| IpAddr::V6(mac.link_local()));
-        if made_of_mac.is_none() {
-            elements.insert((Set::AnyLinkLocal, format!("\"{name}\"")));
-        }
-        let owned = addresses.iter().copied().filter(|address| may_be_owned(*address));
-        for address in owned.chain(made_of_mac) {
-            let set = match address {
-                IpAddr::V4(_) => Set::V4,
-                IpAddr::V6(address) if address.is_unicast_link_local() => Set::LinkLocal,
-                IpAddr::V6(_) => Set::V6,
-            };
-            elements.insert((set, format!("\"{name}\" . {address}")));
-            if let IpAddr::V6(address) = address {
-                elements.insert((Set::Targets, format!("\"{name}\" . 0x{:032x}", address.to_bits())));
-            }
-        }
-    }
-    elements
-}
-
-fn may_be_owned(address: IpAddr) -> bool {
-    let broadcast = matches!(address, IpAddr::V4(address) if address.is_broadcast());
-    !(address.is_unspecified() || address.is_loopback() || address.is_multicast() || broadcast)
-}
-
 fn chain_of(device: &DeviceName) -> Name {
     Name::hashed("from", &device.0)
-}
-
-/// The part of the table that does not vary with devices.
-///
-/// - `ether type`, not `meta protocol`: the kernel has put a VLAN tag aside by now, and only the former still shows it.
-/// - `meta l4proto` finds the protocol behind IPv6 extension headers. Where there is none, or its header is not in the first
-///   fragment (which nobody does who means well: RFC 7112), the packet is dropped, so nothing can be hidden there.
-/// - Fragments carry their source in each header. What the first one says decides, without which the others are nothing.
-/// - Protocols by number: names would need /etc/protocols, which slim images do not have.
-fn skeleton(tunnels: &Tunnels) -> String {
-    let Tunnels { protocols, udp_ports } = tunnels;
-    let tunnel_protocols: String = protocols.iter().map(|protocol| format!(", {protocol} : goto tunnel")).collect();
-    // To the ports of DHCP's clients, of both families, only servers send: those are not to be a tunnel's.
-    let tunnel_ports: String = udp_ports
-        .iter()
-        .filter(|port| ![68, 546].contains(*port))
-        .map(|port| format!(", {port} : goto tunnel"))
-        .collect();
-    format!(
-        "\
-table {TABLE} {{
-	comment \"Ringfence: own addresses only\"
-
-	counter other_mac {{ }}
-	counter other_protocol {{ }}
-	counter other_address {{ }}
-	counter other_arp {{ }}
-	counter other_neighbour {{ }}
-	counter link_local {{ }}
-	counter infrastructure {{ }}
-	counter tunnel {{ }}
-
-	set own_4 {{ type ifname . ipv4_addr; }}
-	set own_6 {{ type ifname . ipv6_addr; }}
-	set own_link_local {{ type ifname . ipv6_addr; }}
-	set any_link_local {{ type ifname; }}
-	set own_targets {{ typeof iifname . @th,64,128; }}
-
-	chain tunnel {{
-		counter name tunnel drop
-	}}
-	chain infrastructure {{
-		counter name infrastructure drop
-	}}
-	chain no_header {{
-		ip frag-off & 0x1fff != 0 accept
-		frag frag-off != 0 accept
-		counter name other_protocol drop
-	}}
-	chain udp_ports {{
-		udp dport vmap {{ 68 : goto infrastructure, 546 : goto infrastructure{tunnel_ports} }}
-		udp dport != 0 accept
-		goto no_header
-	}}
-
-	chain arp_sender {{
-		arp htype != 1 counter name other_arp drop
-		arp ptype != ip counter name other_arp drop
-		arp hlen != 6 counter name other_arp drop
-		arp plen != 4 counter name other_arp drop
-		arp operation {{ request, reply }} iifname . arp saddr ip @own_4 accept
-		arp operation request arp saddr ip 0.0.0.0 iifname . arp daddr ip @own_4 accept
-		counter name other_arp drop
-	}}
-
-	chain icmp_types {{
-		icmp type {{ redirect, router-advertisement }} counter name infrastructure drop
-		accept
-	}}
-	chain own_ip {{
-		meta l4proto 6 accept
-		meta l4proto vmap {{ 1 : goto icmp_types, 17 : goto udp_ports{tunnel_protocols} }}
-		accept
-	}}
-	chain ip_source {{
-		iifname . ip saddr @own_4 goto own_ip
-		ip saddr 0.0.0.0 ip daddr 255.255.255.255 udp sport 68 udp dport 67 accept
-		counter name other_address drop
-	}}
-
-	chain claim {{
-		iifname . @th,64,128 @own_targets accept
-		iifname @any_link_local @th,64,16 0xfe80 accept
-		counter name other_neighbour drop
-	}}
-	chain icmpv6_types {{
-		icmpv6 type vmap {{ nd-neighbor-advert : goto claim, nd-router-advert : goto infrastructure, nd-redirect : goto infrastructure, mld-listener-query : goto infrastructure, router-renumbering : goto infrastructure }}
-		icmpv6 type != 255 accept
-		goto no_header
-	}}
-	chain discovery {{
-		icmpv6 type vmap {{ nd-neighbor-solicit : accept, nd-neighbor-advert : goto claim, nd-router-solicit : accept, mld-listener-report : accept, mld-listener-done : accept, mld2-listener-report : accept, nd-router-advert : goto infrastructure, nd-redirect : goto infrastructure, mld-listener-query : goto infrastructure }}
-		udp sport 546 udp dport 547 accept
-		counter name link_local drop
-	}}
-	chain unspecified {{
-		icmpv6 type vmap {{ nd-neighbor-solicit : goto claim, nd-router-solicit : accept, mld-listener-report : accept, mld-listener-done : accept, mld2-listener-report : accept }}
-		counter name other_address drop
-	}}
-	chain own_ip6 {{
-		ip6 daddr fe80::/10 goto discovery
-		meta l4proto 6 accept
-		meta l4proto vmap {{ 17 : goto udp_ports, 58 : goto icmpv6_types{tunnel_protocols} }}
-		meta l4proto != 255 accept
-		counter name other_protocol drop
-	}}
-	chain ip6_source {{
-		iifname . ip6 saddr @own_6 goto own_ip6
-		iifname . ip6 saddr @own_link_local goto discovery
-		iifname @any_link_local ip6 saddr fe80::/10 goto discovery
-		ip6 saddr :: goto unspecified
-		counter name other_address drop
-	}}
-
-	chain own {{
-		ether type vmap {{ ip : goto ip_source, ip6 : goto ip6_source, arp : goto arp_sender }}
-		counter name other_protocol drop
-	}}
-}}
-"
-    )
 }
 
 #[cfg(test)]
@@ -458,7 +313,7 @@ mod tests {
         }
     }
 
-    fn devices(list: &[(&str, u32, &[&str], Option<&str>)]) -> Devices {
+    pub fn devices(list: &[(&str, u32, &[&str], Option<&str>)]) -> Devices {
         let device = |index, addresses: &[&str], mac: Option<&str>| Device {
             index,
             addresses: addresses.iter().map(|a| a.parse().unwrap()).collect(),
@@ -494,25 +349,5 @@ mod tests {
         let (old, new) = (devices(&[("a", 1, &["10.0.0.1"], None)]), devices(&[("a", 7, &["10.0.0.1"], None)]));
         let script = plan(&old, &new).unwrap();
         assert!(script.contains("device \"a\"") && !script.contains("element"), "{script}");
-    }
-
-    #[test]
-    fn nobody_owns_what_is_nobodys() {
-        let none = devices(&[(
-            "a",
-            1,
-            &["0.0.0.0", "127.0.0.1", "224.0.0.1", "255.255.255.255", "::", "::1", "ff02::1"],
-            None,
-        )]);
-        let any: BTreeSet<_> = [(Set::AnyLinkLocal, "\"a\"".to_owned())].into();
-        assert_eq!(elements(&none.iter().collect::<Vec<_>>()), any);
-    }
-
-    #[test]
-    fn tunnels_never_take_the_place_of_what_works() {
-        let tunnels = Tunnels::new([6, 17, 1, 58, 47], [68, 546, 4789]);
-        let text = skeleton(&tunnels);
-        assert!(text.contains("17 : goto udp_ports, 47 : goto tunnel }"), "{text}");
-        assert!(text.contains("546 : goto infrastructure, 4789 : goto tunnel }"), "{text}");
     }
 }

@@ -1,0 +1,70 @@
+//! What a keeper of a table has to know of it: its names, its transactions, and what it holds.
+//!
+//! PURE: two tables are kept, by the same means; what they are for is theirs.
+
+use super::listing::Contents;
+
+/// All that varies in a table of ours.
+pub trait Layout {
+    /// The table, as in scripts.
+    const TABLE: &'static str;
+
+    /// A copy of it, for as long as it takes to replace it. Who takes the product off a node takes off both.
+    const STAND_IN: &'static str;
+
+    /// One transaction from any state of the table, or none, to this one. For a table that nothing passes: see
+    /// [`replacement`](Self::replacement).
+    fn full(&self) -> String;
+
+    /// The transactions from this state of the table to another.
+    fn plan(&self, next: &Self) -> Plan;
+
+    /// The transactions from any state of the table, or none, to this one, with one or the other in force at every instant.
+    fn replacement(&self) -> Replacement;
+
+    /// Two transactions, to be checked and never committed: the kernel would take the first if a copy stands in and guards by
+    /// itself, and the second if none does. `None`: a copy may be made over another at any time.
+    fn stand_in_guards() -> Option<[String; 2]>;
+
+    /// What the table holds, when it is about to become the next one.
+    fn expected(&self, next: &Self) -> Contents<'_>;
+
+    /// One transaction after which nothing is left of it.
+    fn removal() -> String {
+        // "add" first, as deleting what is not there would fail.
+        [Self::TABLE, Self::STAND_IN].map(|table| format!("add table {table}\ndelete table {table}\n")).concat()
+    }
+}
+
+/// The transactions of a change, in order. Empty: nothing is to be done.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Plan {
+    /// Adds what nothing refers to yet.
+    pub stage: Option<String>,
+    /// Changes verdicts, all at once.
+    pub switch: Option<String>,
+}
+
+impl Plan {
+    /// The scripts to run, one after the other.
+    pub fn scripts(&self) -> impl Iterator<Item = &str> {
+        self.stage.iter().chain(&self.switch).map(String::as_str)
+    }
+}
+
+/// The transactions that replace a table, in order.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Replacement {
+    /// Make a copy stand in. To be left out if one already guards by itself, as when a replacement did not come to its end:
+    /// this would open what only that copy still closes.
+    pub cover: Vec<String>,
+    /// Replace the table behind it, and take it away.
+    pub replace: Vec<String>,
+}
+
+impl Replacement {
+    /// The scripts to run, one after the other.
+    pub fn scripts(&self) -> impl Iterator<Item = &str> {
+        self.cover.iter().chain(&self.replace).map(String::as_str)
+    }
+}
