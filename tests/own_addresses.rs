@@ -9,7 +9,9 @@
 
 mod support;
 
-use ringfence::nft::own::{self, Device, DeviceName, Devices, Tunnels};
+use ringfence::nft::Layout;
+use ringfence::nft::listing::{Fingerprints, difference};
+use ringfence::nft::own::{self, Device, DeviceName, Devices, Tunnels, Watched};
 use rustix::net::{self, AddressFamily, Protocol, SendFlags, SocketFlags, SocketType};
 use std::fmt::Write as _;
 use std::io::{Read, Write};
@@ -59,7 +61,7 @@ fn replace(topology: &Topology, devices: &Devices) {
 }
 
 fn replace_in(node: &Netns, devices: &Devices) {
-    node.apply(own::replacement(&Tunnels::default(), devices).iter().map(String::as_str));
+    node.apply(own::replacement(&Tunnels::default(), devices).scripts());
 }
 
 fn wait_until(what: &str, mut met: impl FnMut() -> bool) {
@@ -314,7 +316,7 @@ fn nobody_sends_what_is_not_its_own(network: Network) {
     let attacks = attacks(&topology);
     for Attack { what, counter, matching, packet, to } in &attacks {
         let witness = Witness::new(node, "pod0", matching);
-        node.apply([own::removal().as_str()]);
+        node.apply([Watched::removal().as_str()]);
         raw.send(packet, *to);
         raw.barrier(topology.outside.v4());
         wait_until("the barrier", || witness.barrier() == 1);
@@ -445,7 +447,7 @@ fn nobody_poses_as_another_on_the_link(network: Network) {
         });
     };
     for (what, counter, matching, act, undo) in &cases {
-        node.apply([own::removal().as_str()]);
+        node.apply([Watched::removal().as_str()]);
         let witness = Witness::new(node, "pod0", matching);
         act();
         wait_until(&format!("{what}, without the table"), || witness.seen() > 0);
@@ -727,6 +729,7 @@ fn a_difference_makes_the_same_table_as_building_from_nothing() {
     }
     let mut random = support::random::Random::new(support::random::seed());
     let mut state = Devices::new();
+    let mut fingerprints = Fingerprints::default();
     node.apply([own::full(&Tunnels::default(), &state).as_str()]);
     for step in 0..40 {
         let next: Devices = (0..6)
@@ -749,8 +752,12 @@ fn a_difference_makes_the_same_table_as_building_from_nothing() {
         }
         fresh.apply([own::full(&Tunnels::default(), &state).as_str()]);
         table::assert_same(&read(&node), &read(&fresh), &format!("step {step}: {state:#?}"));
+        let watched = Watched { devices: state.clone(), ..Watched::default() };
+        let listing = node.nft(&["-s", "list", "table", "netdev", "ringfence"]);
+        let difference = difference(&listing, &watched.expected(&watched), &mut fingerprints);
+        assert_eq!(difference, None, "step {step}: {state:#?}\n{listing}");
     }
-    node.apply([own::removal().as_str()]);
+    node.apply([Watched::removal().as_str()]);
     assert_eq!(node.nft(&["list", "ruleset"]), "");
 }
 

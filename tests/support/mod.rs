@@ -3,6 +3,7 @@
 //! Each test program uses the modules it needs, under their names: `support::lab`, `support::table`, …
 #![allow(dead_code, reason = "every test program compiles all of it and uses a part")]
 
+pub mod agent;
 pub mod lab;
 pub mod packet;
 pub mod random;

@@ -4,24 +4,23 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
 
+mod devices;
+#[path = "../support/mod.rs"]
 mod support;
 
-use ringfence::agent::kernel::{Damage, Kernel};
-use ringfence::nft::exec::{Nft, NftError};
+use ringfence::agent::kernel::Damage;
+use ringfence::nft::exec::NftError;
 use ringfence::nft::monitor::{self, Monitor};
 use ringfence::nft::notification::{Notification, Transaction, notifications};
 use ringfence::nft::{self, Ruleset};
 use ringfence::policy::{Family, Group, Remote, Transport};
-use ringfence::runtime::{Backoff, Coalescer, Reason, Shutdown, Trigger};
 use rustix::net::netlink::{NETFILTER, SocketAddrNetlink};
 use rustix::net::{self, AddressFamily, RecvFlags, SocketFlags, SocketType};
 use std::collections::BTreeSet;
-use std::fs;
 use std::net::IpAddr;
-use std::path::PathBuf;
-use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
-use std::sync::{Arc, Condvar, Mutex};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
+use support::agent::{Agent, PATIENCE, Setup, Wrapper, done};
 use support::lab::{self, Netns};
 use support::scenario::{anyone, interface, name, ports, rule};
 use support::table::{self, Table};
@@ -29,146 +28,6 @@ use support::topology::{Network, Topology};
 use support::traffic::{self, Carried, Expect, Flow};
 
 const PORT: u16 = 7000;
-/// What must come, comes within this on the slowest machine.
-const PATIENCE: Duration = Duration::from_secs(30);
-/// Of quiet commits there is nothing to compare.
-const NEVER: Duration = Duration::from_secs(3600);
-
-/// How an agent is set up.
-struct Setup<'a> {
-    nft: Nft,
-    compare_every: Duration,
-    /// Opens the socket that hears of changes.
-    monitor: Box<dyn Fn() -> Arc<Monitor> + Send + 'a>,
-}
-
-impl Default for Setup<'_> {
-    fn default() -> Self {
-        Self { nft: Nft::default(), compare_every: NEVER, monitor: Box::new(|| Monitor::open().unwrap()) }
-    }
-}
-
-/// The agent's loop, as it runs in the product, with a ruleset in place of an API server.
-struct Agent {
-    desired: Mutex<Ruleset>,
-    dirty: Arc<Coalescer>,
-    rounds: Mutex<Vec<Round>>,
-    another: Condvar,
-    /// How many rounds have begun.
-    begun: AtomicUsize,
-}
-
-/// One run of the loop.
-struct Round {
-    at: Instant,
-    outcome: Result<Option<Damage>, NftError>,
-}
-
-impl Agent {
-    /// Runs an agent on a node until the test is done with it, and waits for its first commit if there is to be one.
-    fn on<R>(node: &Netns, setup: Setup<'_>, ruleset: &Ruleset, test: impl FnOnce(&Self) -> R) -> R {
-        /// Ends the agent also when the test fails.
-        struct Stop(Trigger);
-        impl Drop for Stop {
-            fn drop(&mut self) {
-                self.0.shut_down();
-            }
-        }
-
-        let retry = Backoff { min: Duration::from_millis(50), max: Duration::from_secs(1) };
-        let agent = Self {
-            desired: Mutex::new(ruleset.clone()),
-            dirty: Arc::new(Coalescer::new(retry, Some(setup.compare_every))),
-            rounds: Mutex::default(),
-            another: Condvar::new(),
-            begun: AtomicUsize::new(0),
-        };
-        let (trigger, shutdown) = Shutdown::manual();
-        std::thread::scope(|scope| {
-            scope.spawn(|| node.enter(|| agent.run(setup, shutdown)));
-            let _stop = Stop(trigger);
-            agent.until("its first round", |rounds| !rounds.is_empty());
-            test(&agent)
-        })
-    }
-
-    fn run(&self, setup: Setup<'_>, shutdown: Shutdown) {
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-        runtime.block_on(async {
-            let monitor = (setup.monitor)();
-            let dirty = self.dirty.clone();
-            let mut kernel = Kernel::new(setup.nft, &monitor, move || dirty.notify());
-            self.dirty.notify();
-            let enforce = self.dirty.clone().run(shutdown, async |reason| {
-                self.begun.fetch_add(1, SeqCst);
-                let ruleset = self.desired.lock().unwrap().clone();
-                let outcome = kernel.enforce(ruleset, reason == Reason::Periodic).await;
-                let failed = outcome.as_ref().err().map(ToString::to_string);
-                self.rounds.lock().unwrap().push(Round { at: Instant::now(), outcome });
-                self.another.notify_all();
-                failed.map_or(Ok(()), Err)
-            });
-            tokio::select! {
-                () = enforce => {}
-                error = monitor.run() => panic!("{error:?}"),
-            }
-        });
-    }
-
-    /// Waits until its rounds are so.
-    fn until(&self, what: &str, mut so: impl FnMut(&[Round]) -> bool) {
-        let rounds = self.rounds.lock().unwrap();
-        let (rounds, waited) = self.another.wait_timeout_while(rounds, PATIENCE, |rounds| !so(rounds)).unwrap();
-        let outcomes: Vec<_> = rounds.iter().rev().take(5).map(|round| &round.outcome).collect();
-        assert!(!waited.timed_out(), "not within {PATIENCE:?}: {what}; {} rounds, the last {outcomes:?}", rounds.len());
-    }
-
-    /// Changes what is desired, and waits for a round to say so.
-    fn desire(&self, ruleset: &Ruleset, what: &str, so: impl Fn(&Round) -> bool) {
-        // A round that has begun may have begun with the old one: so the last one counts.
-        ruleset.clone_into(&mut self.desired.lock().unwrap());
-        let before = self.rounds().0;
-        self.dirty.notify();
-        self.until(what, |rounds| rounds.len() > before && rounds.last().is_some_and(&so));
-    }
-
-    /// Does something while the agent is busy, and listens to nothing.
-    fn meanwhile(&self, work: impl FnOnce()) {
-        let desired = self.desired.lock().unwrap();
-        self.dirty.notify();
-        let deadline = Instant::now() + PATIENCE;
-        // One may have begun before.
-        while self.begun.load(SeqCst) == self.rounds.lock().unwrap().len() {
-            assert!(Instant::now() < deadline, "no round begins");
-            std::thread::sleep(Duration::from_millis(1));
-        }
-        work();
-        drop(desired);
-    }
-
-    /// How many rounds there were, and the damage that was repaired in them.
-    fn rounds(&self) -> (usize, Vec<(Instant, Damage)>) {
-        let rounds = self.rounds.lock().unwrap();
-        let damage = rounds.iter().filter_map(|r| Some((r.at, r.outcome.as_ref().ok()?.clone()?)));
-        (rounds.len(), damage.collect())
-    }
-
-    /// Waits for the next repair after as many.
-    fn repaired(&self, before: usize) -> (Instant, Damage) {
-        let mut found = None;
-        self.until("a repair", |rounds| {
-            let damage = rounds.iter().filter_map(|r| Some((r.at, r.outcome.as_ref().ok()?.clone()?)));
-            found = damage.skip(before).last();
-            found.is_some()
-        });
-        found.unwrap()
-    }
-}
-
-/// Done, with or without a repair.
-fn done(round: &Round) -> bool {
-    round.outcome.is_ok()
-}
 
 /// A node with four pods: the second takes datagrams from group app, which is the first; the fourth from nobody.
 struct Scene {
@@ -356,17 +215,8 @@ fn what_is_not_heard_of_is_found_by_comparison() {
     let node = scene.node();
     let whole = table::from_nothing(&scene.ruleset);
     let (set, fourth) = (scene.app_set(), scene.topology.pods[3].v4());
-    // A socket of another namespace, which hears nothing of this one.
     let elsewhere = Netns::new("elsewhere");
-    let deaf = || {
-        let runtime = tokio::runtime::Handle::current();
-        elsewhere.enter(|| {
-            let _context = runtime.enter();
-            Monitor::open().unwrap()
-        })
-    };
-    let setup = Setup { monitor: Box::new(deaf), compare_every: Duration::from_millis(100), ..Setup::default() };
-    Agent::on(node, setup, &scene.ruleset, |agent| {
+    Agent::on(node, Setup::deaf(&elsewhere), &scene.ruleset, |agent| {
         // Compared for the first time, and again after a change of its own.
         let compared = agent.rounds().0;
         agent.until("comparisons", |rounds| rounds.len() > compared + 2);
@@ -428,75 +278,6 @@ fn what_was_lost_is_compared() {
         assert!(matches!(damage, Damage::Different { .. }), "{damage}");
         table::assert_same(&scene.read(), &whole, "lost, and found");
     });
-}
-
-/// A program in place of nft, which does what the test says.
-struct Wrapper(PathBuf);
-
-impl Wrapper {
-    fn new(role: &str) -> Self {
-        let folder = std::env::temp_dir().join(format!("rftest-{}-{role}", std::process::id()));
-        fs::create_dir_all(&folder).unwrap();
-        let wrapper = Self(folder);
-        wrapper.say("well");
-        wrapper.put();
-        wrapper
-    }
-
-    /// Puts it in its place. Commits are those with no more than `-f -`; the n-th one and all after it go as said.
-    fn put(&self) {
-        let folder = self.0.display();
-        let script = format!(
-            "#!/bin/sh\n\
-             read -r mode from < {folder}/mode\n\
-             [ \"$1\" = -f ] || exec nft \"$@\"\n\
-             count=$(($(cat {folder}/count) + 1))\n\
-             echo $count > {folder}/count\n\
-             [ $count -ge \"$from\" ] || exec nft \"$@\"\n\
-             case $mode in\n\
-             hang) exec sleep 600 ;;\n\
-             fail) exit 1 ;;\n\
-             die) nft \"$@\"; kill -KILL $$ ;;\n\
-             esac\n\
-             exec nft \"$@\"\n"
-        );
-        // Not written in place: somebody may just be starting it.
-        let new = self.0.join("new");
-        fs::write(&new, script).unwrap();
-        fs::set_permissions(&new, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
-        fs::rename(new, self.program()).unwrap();
-    }
-
-    fn program(&self) -> PathBuf {
-        self.0.join("nft")
-    }
-
-    fn setup(&self) -> Setup<'static> {
-        Setup { nft: Nft::new(self.program()), ..Setup::default() }
-    }
-
-    /// From now on it does well.
-    fn say(&self, mode: &str) {
-        self.say_from(mode, 1);
-    }
-
-    /// It does well until the n-th commit from now, and so from then on.
-    fn say_from(&self, mode: &str, n: usize) {
-        fs::write(self.0.join("count"), "0\n").unwrap();
-        let new = self.0.join("new-mode");
-        fs::write(&new, format!("{mode} {n}\n")).unwrap();
-        fs::rename(new, self.0.join("mode")).unwrap();
-    }
-
-    fn take_away(&self) {
-        fs::remove_file(self.program()).unwrap();
-    }
-}
-
-impl Drop for Wrapper {
-    fn drop(&mut self) {
-        let _ = fs::remove_dir_all(&self.0);
-    }
 }
 
 #[test]
