@@ -152,3 +152,105 @@ fn blocks(table: &str) -> BTreeMap<(&'static str, &str), Block<'_>> {
 
 /// What tables of ours are made of.
 const KINDS: [&str; 4] = ["chain", "set", "map", "counter"];
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SKELETON: &str = "\
+table inet t {
+	comment \"a table\"
+
+	counter denied { }
+
+	set members { type ipv4_addr; }
+
+	chain first {
+		type filter hook forward priority filter; policy accept;
+		ip saddr @members drop
+	}
+}
+";
+    /// The same, with elements, as nft lists it.
+    const LISTING: &str = "\
+table inet t {
+	comment \"a table\"
+	counter denied {
+	}
+
+	set members {
+		type ipv4_addr
+		elements = { 10.0.0.1, 10.0.0.2,
+			     10.0.0.3 }
+	}
+
+	chain first {
+		type filter hook forward priority filter; policy accept;
+		ip saddr @members drop
+	}
+}
+";
+
+    /// What is said of a listing, after one in which nothing was amiss.
+    fn said(listing: &str, change: impl FnOnce(&mut Contents<'_>)) -> Option<String> {
+        let contents = || {
+            let mut contents = Contents::of_skeleton(SKELETON);
+            let members = ["10.0.0.1", "10.0.0.2", "10.0.0.3"];
+            contents.add("set", "members", Item::with_elements(3, move |element| members.contains(&element)));
+            contents
+        };
+        let mut fingerprints = Fingerprints::default();
+        assert_eq!(difference(LISTING, &contents(), &mut fingerprints), None);
+        let mut changed = contents();
+        change(&mut changed);
+        difference(listing, &changed, &mut fingerprints)
+    }
+
+    #[test]
+    fn what_is_amiss_is_named() {
+        assert_eq!(said(LISTING, |_| {}), None);
+        for (from, to, what) in [
+            ("\tcounter denied {\n\t}\n", "", "there is no counter denied"),
+            ("\tcounter denied {", "\tcounter allowed {\n\t}\n\tcounter denied {", "there is a counter allowed"),
+            ("\tchain first {", "\tflowtable f {\n\t}\n\tchain first {", "there is a block flowtable f"),
+            ("10.0.0.2", "10.0.0.4", "set members has other elements"),
+            ("10.0.0.2,", "", "set members has other elements"),
+            ("10.0.0.3", "10.0.0.3,\n10.0.0.4", "set members has other elements"),
+            ("type ipv4_addr", "type ipv4_addr\n\t\tflags timeout", "set members has changed"),
+            ("\t\tip saddr @members drop\n", "", "chain first has more or fewer rules"),
+            ("@members drop", "@members accept", "chain first has changed"),
+            ("policy accept", "policy drop", "chain first has changed"),
+        ] {
+            assert!(LISTING.contains(from), "{from}");
+            assert_eq!(said(&LISTING.replace(from, to), |_| {}).as_deref(), Some(what));
+        }
+    }
+
+    #[test]
+    fn another_edition_is_written_otherwise() {
+        let other = LISTING.replace("@members drop", "@members accept");
+        let edition = |edition: &'static str| {
+            move |contents: &mut Contents<'_>| {
+                contents.add("chain", "first", Item { lines: Some(2), edition: edition.into(), ..Item::default() });
+            }
+        };
+        assert_eq!(said(&other, edition("second")), None);
+        assert_eq!(said(&other, edition("")).as_deref(), Some("chain first has changed"));
+    }
+
+    #[test]
+    fn what_is_in_flux_may_be_anything() {
+        let in_flux = |contents: &mut Contents<'_>| {
+            contents.add("chain", "first", Item { lines: Some(2), in_flux: true, ..Item::default() });
+        };
+        let (before, _) = LISTING.split_once("\tchain first").unwrap();
+        for listing in [
+            LISTING.replace("drop", "accept"),
+            LISTING.replace("\t\tip saddr", "\t\taccept\n\t\tip saddr"),
+            format!("{before}}}\n"),
+        ] {
+            assert_eq!(said(&listing, in_flux), None, "{listing}");
+            assert!(said(&listing, |_| {}).is_some(), "{listing}");
+        }
+    }
+}
