@@ -4,6 +4,9 @@
 
 use super::listing::Contents;
 
+/// In the copy, for as long as it guards by itself: whoever finds it must not touch the copy before our table guards again.
+pub const GUARDS: &str = "guards";
+
 /// All that varies in a table of ours.
 pub trait Layout {
     /// The table, as in scripts.
@@ -23,8 +26,11 @@ pub trait Layout {
     fn replacement(&self) -> Replacement;
 
     /// Two transactions, to be checked and never committed: the kernel would take the first if a copy stands in and guards by
-    /// itself, and the second if none does. `None`: a copy may be made over another at any time.
-    fn stand_in_guards() -> Option<[String; 2]>;
+    /// itself, and the second if none does.
+    fn stand_in_guards() -> [String; 2] {
+        let copy = Self::STAND_IN;
+        [format!("delete counter {copy} {GUARDS}\n"), format!("add table {copy}\ncreate counter {copy} {GUARDS}\n")]
+    }
 
     /// What the table holds, when it is about to become the next one.
     fn expected(&self, next: &Self) -> Contents<'_>;

@@ -5,7 +5,7 @@
 //! is half-way when the generation flips may follow a new map element into a chain that is still empty for it.
 
 use super::expected::expected;
-use super::layout::{Layout, Plan, Replacement};
+use super::layout::{GUARDS, Layout, Plan, Replacement};
 use super::listing::Contents;
 use super::model::{Addresses, Constant, Guard, Name, Ruleset, View, digit};
 use super::skeleton::{BASE_CHAINS, SKELETON};
@@ -17,9 +17,6 @@ use std::sync::Arc;
 
 /// More elements than this go into several commands: nft's cost for one command grows faster than its length.
 const BATCH: usize = 2_000;
-
-/// In the copy, for as long as it guards by itself: whoever finds it must not touch the copy before our table guards again.
-const GUARDS: &str = "guards";
 
 /// The transactions from any state of our table, or none, to this one, with one or the other in force at every instant.
 ///
@@ -84,13 +81,6 @@ impl Layout for Ruleset {
 
     fn replacement(&self) -> Replacement {
         replacement(self)
-    }
-
-    fn stand_in_guards() -> Option<[String; 2]> {
-        Some([
-            format!("delete counter {STAND_IN} {GUARDS}\n"),
-            format!("add table {STAND_IN}\ncreate counter {STAND_IN} {GUARDS}\n"),
-        ])
     }
 
     fn expected(&self, _next: &Self) -> Contents<'_> {

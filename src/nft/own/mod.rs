@@ -24,6 +24,7 @@ mod elements;
 mod expected;
 mod skeleton;
 
+use super::layout::GUARDS;
 use super::listing::Contents;
 use super::{Layout, Name, Plan, Replacement};
 use elements::{Element, Set, elements};
@@ -178,10 +179,6 @@ impl Layout for Watched {
         replacement(&self.tunnels, &self.devices)
     }
 
-    fn stand_in_guards() -> Option<[String; 2]> {
-        None
-    }
-
     fn expected(&self, next: &Self) -> Contents<'_> {
         expected::expected(self, next)
     }
@@ -204,7 +201,8 @@ pub fn replacement(tunnels: &Tunnels, devices: &Devices) -> Replacement {
     }
     // A space is in no name: the table's is nowhere else.
     let stand_in = |script: &str| script.replace(TABLE, STAND_IN);
-    let (cover, uncover) = (stand_in(&full), stand_in(&retired.text));
+    let cover = format!("{}add counter {STAND_IN} {GUARDS}\n", stand_in(&full));
+    let uncover = format!("{}delete counter {STAND_IN} {GUARDS}\n", stand_in(&retired.text));
     Replacement { cover: vec![cover], replace: vec![retired.text, full, uncover, format!("delete table {STAND_IN}\n")] }
 }
 
