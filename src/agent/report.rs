@@ -13,6 +13,8 @@ use kube::{Api, Client, Resource};
 use std::time::Duration;
 use tokio::sync::watch;
 
+/// A commit is often followed by another: one report tells of both, and neither waits for the API server's work on the first.
+const MOMENT: Duration = Duration::from_millis(20);
 /// The API server may be away for long; the report is then the latest one.
 const RETRY: Backoff = Backoff { min: Duration::from_millis(100), max: Duration::from_secs(15) };
 
@@ -77,6 +79,7 @@ impl Writer {
         })
         .is_ok()
         {
+            tokio::time::sleep(MOMENT).await;
             loop {
                 let Some((report, problems)) = reports.borrow_and_update().clone() else { break };
                 let own_addresses_only = own_addresses_only.borrow_and_update().clone();

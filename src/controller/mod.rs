@@ -39,7 +39,7 @@ use writers::Writers;
 const MIN_INTERVAL: Duration = Duration::from_millis(50);
 /// A status leaves the way to slices, and waits for what nodes say of the change: most of them have it by then, and one write
 /// says it all.
-const STATUS_AFTER: Duration = Duration::from_millis(25);
+const STATUS_AFTER: Duration = Duration::from_millis(50);
 const RETRY: Backoff = Backoff { min: Duration::from_millis(100), max: Duration::from_secs(30) };
 /// Writes under way at once. The API server's fairness limits us long before that hurts it.
 const CONCURRENCY: usize = 16;

@@ -13,10 +13,10 @@ use tokio::process::{Child, Command};
 const TIMEOUT: Duration = Duration::from_secs(5);
 /// 100,000 elements are 2 MB, and take a quarter of a second on a machine that has nothing else to do.
 const TIMEOUT_PER_MEGABYTE: Duration = Duration::from_secs(5);
-/// A change is up to two transactions.
-const STANDING_BY: usize = 2;
+/// A change is up to two transactions; a new member of a group is guarded by these, and is let in by a third.
+const STANDING_BY: usize = 3;
 /// They are replaced when the change is through, not on its way.
-const REPLACE_AFTER: Duration = Duration::from_millis(30);
+const REPLACE_AFTER: Duration = Duration::from_millis(100);
 /// What commits a transaction reads it from there.
 const COMMIT: [&str; 2] = ["-f", "-"];
 /// Enough of a failed script to find the line that nft names.
