@@ -57,11 +57,12 @@ fn main() {
 
     let mut edits = 0;
     let mut churned = 0;
-    let troubles: [(&str, fn()); 5] = [
+    let troubles: [(&str, fn()); 6] = [
         ("agents and controllers are replaced", replace),
         ("the agent of n1 is killed", || kill_agent("n1")),
         ("the agent of n2 is killed", || kill_agent("n2")),
         ("the leading controller is killed", kill_leader),
+        ("there is no controller for twenty seconds", without_controller),
         ("the API server is gone for ten seconds", stop_api_server),
     ];
     let mut troubles = troubles.into_iter().cycle();
@@ -201,6 +202,16 @@ fn kill_leader() {
     let leader =
         kubectl(&["-n", SYSTEM, "get", "lease", "ringfence-controller", "-o", "jsonpath={.spec.holderIdentity}"]);
     kubectl(&["-n", SYSTEM, "delete", "pod", &leader, "--grace-period=0", "--force"]);
+}
+
+fn without_controller() {
+    let scale = |replicas: &str| {
+        kubectl(&["-n", SYSTEM, "scale", "deployment", "ringfence-controller", &format!("--replicas={replicas}")]);
+    };
+    scale("0");
+    std::thread::sleep(Duration::from_secs(20));
+    scale("2");
+    kubectl(&["-n", SYSTEM, "rollout", "status", "deployment/ringfence-controller", "--timeout=120s"]);
 }
 
 fn stop_api_server() {
