@@ -1,5 +1,5 @@
 //! What is rendered is what nft takes and what the kernel then holds: whole rulesets, differences between them, golden
-//! tables, and the inputs at which others broke. No packets: those are in `kernel.rs`.
+//! tables, and the inputs at which others broke. No packets: those are in `kernel`.
 //!
 //! Needs root, `nft` and `ip`. A failure of a random test prints how to repeat it.
 
