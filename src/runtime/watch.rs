@@ -147,7 +147,9 @@ async fn drive<K, S>(
                 // A list that failed halfway begins again with `Init`.
                 list = None;
                 let report = streak.failed(Instant::now());
-                let delay = RETRY.delay(u32::try_from(streak.failures()).unwrap_or(u32::MAX), jitter());
+                // After long silence the first answer is often that the version is too old: then all is there to be listed.
+                let failures = if has_expired(&error) { 1 } else { streak.failures() };
+                let delay = RETRY.delay(u32::try_from(failures).unwrap_or(u32::MAX), jitter());
                 if report {
                     let failures = streak.failures();
                     warn!(%kind, error = %chain(&error), failures, retry_in = ?delay, "watch failed, will retry");
@@ -230,6 +232,11 @@ fn read<K: Resource>(kind: &str, object: DeserializeGuard<K>) -> Result<K, Box<M
             Err(Box::new(Malformed { meta, error }))
         }
     }
+}
+
+/// What was seen is too old to go on from, and kube lists anew.
+fn has_expired(error: &watcher::Error) -> bool {
+    matches!(error, watcher::Error::WatchError(status) if status.code == 410)
 }
 
 /// Errors after which kube goes on as if nothing was missing, or tries what cannot succeed.
@@ -334,6 +341,25 @@ mod tests {
         told((0..6).flat_map(|_| [Ok(Event::Init), hiccup()]).collect()).await;
         // 0.8 + 1.6 + 3.2 + 6.4 + 12.8 + 25.6 s, each ± 20 %.
         assert!((40..=61).contains(&start.elapsed().as_secs()), "{:?}", start.elapsed());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn after_long_silence_a_list_is_not_put_off() {
+        let expired = || {
+            let status =
+                json!({"kind": "Status", "status": "Failure", "code": 410, "reason": "Expired", "message": "too old"});
+            Err(watcher::Error::WatchError(serde_json::from_value(status).unwrap()))
+        };
+        let mut events = vec![Ok(Event::Init), Ok(Event::InitDone)];
+        events.extend((0..10).map(|_| hiccup()));
+        events.extend([expired(), Ok(Event::Init), Ok(Event::InitDone)]);
+        let mut asked = Vec::new();
+        let stream = stream::iter(events).inspect(|_| asked.push(Instant::now()));
+        let (readiness, mut log) = (Readiness::default(), Log::default());
+        drive("Pod", stream, &mut log, &readiness.register("pods"), &Timeline::default()).await;
+        let pauses: Vec<u64> = asked.windows(2).map(|pair| (pair[1] - pair[0]).as_secs()).collect();
+        assert!(pauses[11] >= 24, "{pauses:?}");
+        assert!(pauses[12] <= 1, "{pauses:?}");
     }
 
     #[tokio::test(start_paused = true)]
