@@ -28,6 +28,8 @@ pub struct Enforcer {
     kernel: Kernel<Ruleset>,
     /// Who waits at the gate is told here.
     settled: watch::Sender<Settled>,
+    /// Nothing was committed yet by this agent: what another one left is in force, and members of groups are missing here.
+    first: bool,
     /// The revisions last known to be good, which outlive a failure.
     good: BTreeMap<NamespacedName, Revision>,
 }
@@ -43,15 +45,18 @@ impl Enforcer {
         kernel: Kernel<Ruleset>,
         settled: watch::Sender<Settled>,
     ) -> Self {
-        Self { state, remotes, reporter, metrics, announcer, kernel, settled, good: BTreeMap::new() }
+        Self { state, remotes, reporter, metrics, announcer, kernel, settled, first: true, good: BTreeMap::new() }
     }
 
     /// One round: from the state as it is now to a commit and a report of it.
     pub async fn run(&mut self, reason: Reason) -> Result<(), NftError> {
         let mut desired = self.state.lock().desired();
-        if !self.remotes.know(&desired.remotes) {
-            self.remotes.need(&desired.remotes).await;
+        while !self.remotes.know(&desired.remotes) {
+            self.remotes.need(&desired.remotes, self.first).await;
             desired = self.state.lock().desired();
+            if !self.first {
+                break;
+            }
         }
         let started = Instant::now();
         let compare = reason == Reason::Periodic;
@@ -69,6 +74,7 @@ impl Enforcer {
         if let Some(damage) = outcome? {
             self.announcer.repaired(damage);
         }
+        self.first = false;
         self.settled.send_replace(desired.settled.clone());
         self.remotes.keep_only(&desired.remotes);
         let addresses = desired.ruleset.guards.keys().copied();

@@ -50,8 +50,8 @@ impl Remotes {
         groups.iter().all(|group| self.watches.contains_key(group) && state.remotes.knows(group))
     }
 
-    /// Starts the watches that are missing, and waits for their first lists, though not for long.
-    pub async fn need(&mut self, groups: &BTreeSet<NamespacedName>) {
+    /// Starts the watches that are missing, and waits for their first lists: as long as it takes, or not for long.
+    pub async fn need(&mut self, groups: &BTreeSet<NamespacedName>, as_long_as_it_takes: bool) {
         for group in groups {
             if !self.watches.contains_key(group) {
                 let watch = self.watch(group);
@@ -59,6 +59,9 @@ impl Remotes {
             }
         }
         for watch in groups.iter().filter_map(|group| self.watches.get(group)) {
+            if as_long_as_it_takes {
+                watch.synced.ready().await;
+            }
             // A watch that is late is waited for once, not at every commit; when it comes, it asks for one.
             let _ = tokio::time::timeout_at(watch.since + PATIENCE, watch.synced.ready()).await;
         }

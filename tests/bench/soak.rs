@@ -93,9 +93,12 @@ fn main() {
 
 /// Servers and clients on both nodes; "friend" may reach port 80 and 53 and ping, "stranger" nothing.
 fn scene(namespace: &Namespace) -> BTreeMap<String, Pod> {
-    let pods = namespace.pods(&[
-        ("server-1", "server", "n1"),
-        ("server-2", "server", "n2"),
+    // With a share of the processors: what has none is starved here, and its sockets overflow.
+    for node in ["n1", "n2"] {
+        let server = reach::pod_manifest(&format!("server-{}", &node[1..]), "server", node);
+        namespace.apply(&server.replace("    image:", "    resources: {requests: {cpu: '1'}}\n    image:"));
+    }
+    let mut pods = namespace.pods(&[
         ("friend-1", "friend", "n1"),
         ("friend-2", "friend", "n2"),
         ("stranger-1", "stranger", "n1"),
@@ -109,6 +112,10 @@ fn scene(namespace: &Namespace) -> BTreeMap<String, Pod> {
     namespace.bind("churn", &["friend", "edited"], "churn");
     edit(namespace, 0);
     namespace.apply(CHURN);
+    namespace.kubectl(&["wait", "--for=condition=Ready", "pod/server-1", "pod/server-2", "--timeout=60s"]);
+    for server in ["server-1", "server-2"] {
+        pods.insert(server.to_owned(), namespace.pod(server));
+    }
     namespace.enforced();
     pods
 }
