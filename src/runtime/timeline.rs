@@ -69,9 +69,10 @@ impl Timeline {
     pub async fn follow<E: std::error::Error>(self, version: impl AsyncFn() -> Result<Option<u64>, E>) {
         let mut failures = 0;
         loop {
+            // What is heard while the answer is on its way may rightly be later than the answer.
+            let before = self.0.latest.load(Ordering::Relaxed);
             match version().await {
                 Ok(now) => {
-                    let before = self.0.latest.load(Ordering::Relaxed);
                     if let Some(now) = now.filter(|now| *now < before) {
                         warn!(before, now, "the API server's storage was restored, will list everything anew");
                         self.0.latest.store(now, Ordering::Relaxed);
@@ -132,6 +133,21 @@ mod tests {
         let follow = timeline.clone().follow(async || Ok::<_, io::Error>(Some(11)));
         tokio::time::timeout(Duration::from_hours(2), follow).await.unwrap_err();
         assert_eq!(*breaks.borrow(), 1);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_is_heard_during_the_question_is_no_restoration() {
+        let (timeline, asked) = (Timeline::default(), RefCell::new(10));
+        let breaks = timeline.breaks();
+        let follow = timeline.clone().follow(async || {
+            let now = *asked.borrow();
+            timeline.heard(Some(now + 5));
+            *asked.borrow_mut() += 10;
+            Ok::<_, io::Error>(Some(now))
+        });
+        tokio::time::timeout(Duration::from_hours(2), follow).await.unwrap_err();
+        assert!(*asked.borrow() > 50);
+        assert_eq!(*breaks.borrow(), 0);
     }
 
     #[tokio::test(start_paused = true)]
