@@ -57,10 +57,12 @@ fn main() {
 
     let mut edits = 0;
     let mut churned = 0;
-    let troubles: [(&str, fn()); 6] = [
+    let troubles: [(&str, fn()); 8] = [
         ("agents and controllers are replaced", replace),
         ("the agent of n1 is killed", || kill_agent("n1")),
         ("the agent of n2 is killed", || kill_agent("n2")),
+        ("nft hangs on n1", || signal_nft("n1", "-STOP")),
+        ("nft is killed on n2", || signal_nft("n2", "-KILL")),
         ("the leading controller is killed", kill_leader),
         ("there is no controller for twenty seconds", without_controller),
         ("the API server is gone for ten seconds", stop_api_server),
@@ -203,6 +205,19 @@ fn kill_agent(node: &str) {
     eventually("the agent is back", || {
         kubectl(&["-n", SYSTEM, "get", "daemonset", "ringfence-agent", "-o", "jsonpath={.status.numberReady}"]) == "2"
     });
+}
+
+/// Every nft that is at work or waits for it; that it was so is found out by what comes next.
+fn signal_nft(node: &str, signal: &str) {
+    // A child is its thread's.
+    let threads = std::fs::read_dir(format!("/proc/{}/task", cluster::agent(node))).unwrap();
+    let children = threads.filter_map(|thread| std::fs::read_to_string(thread.unwrap().path().join("children")).ok());
+    let children = children.collect::<String>();
+    assert!(!children.is_empty(), "the agent of {node} has no nft standing by");
+    for pid in children.split_whitespace() {
+        // What ended by itself meanwhile needs no signal.
+        let _ = std::process::Command::new("kill").args([signal, pid]).status().unwrap();
+    }
 }
 
 fn kill_leader() {
