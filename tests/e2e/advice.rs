@@ -68,15 +68,18 @@ fn an_admin_port_that_is_open_to_the_world_is_warned_of() {
         // It is known, and what is new is harmless.
         silent(&namespace, &APPLY, &group(&update, &format!("{both}, {}", tcp("8080", WORLD))));
     }
-    for rule in [
+    for (i, rule) in [
         tcp("22", OFFICE),
         tcp("22", "remote: {cidrs: [\"10.0.0.0/8\", \"fd00::/32\"]}"),
         tcp("22", "remote: {securityGroup: {name: bastion}}"),
         tcp("80, \"8000-9000\"", WORLD),
         format!("{{protocol: UDP, ports: [22], {WORLD}}}"),
         format!("{{protocol: ICMP, {WORLD}}}"),
-    ] {
-        silent(&namespace, &APPLY, &group("fine", &rule));
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        silent(&namespace, &APPLY, &group(&format!("fine-{i}"), &rule));
     }
 }
 
@@ -206,8 +209,9 @@ fn a_protected_group_keeps_its_way_in() {
     refused(&namespace, &APPLY, &without, what);
     refused(&namespace, &["delete", "sg", "db"], "", what);
     refused(&namespace, &["delete", "sgb", "db"], "", what);
-    let both_at_once = "{metadata: {annotations: {ringfence.io/protect-admin-access: null}}, spec: {ingress: []}}";
-    refused(&namespace, &["patch", "sg", "db", "--type=merge", "--patch", both_at_once], "", what);
+    let both_at_once =
+        format!("{{\"metadata\":{{\"annotations\":{{\"{PROTECTED}\":null}}}},\"spec\":{{\"ingress\":[]}}}}");
+    refused(&namespace, &["patch", "sg", "db", "--type=merge", "--patch", &both_at_once], "", what);
     silent(&namespace, &APPLY, &group("db", &tcp("22, 443", OFFICE)));
     annotate(&format!("{PROTECTED}-"));
     warned(&namespace, &APPLY, &without, "lets nobody in any more on 22 (SSH)");

@@ -24,7 +24,7 @@ impl As {
 
     /// Who has the token of a node's agent.
     fn agent_of(node: &str) -> Self {
-        let token = format!("/proc/{}/root/var/run/secrets/kubernetes.io/serviceaccount/token", agent(node));
+        let token = format!("/proc/{}/root/run/secrets/kubernetes.io/serviceaccount/token", agent(node));
         let token = std::fs::read_to_string(token).unwrap();
         let mut config: Value = serde_json::from_str(&kubectl(&["config", "view", "--raw", "-o", "json"])).unwrap();
         for user in config["users"].as_array_mut().unwrap() {
@@ -121,19 +121,22 @@ fn an_agent_reads_and_writes_its_own_report() {
 fn the_controller_writes_what_is_its_own() {
     let _calm = calm();
     let namespace = Namespace::new("controllers");
-    namespace.apply(&group("own"));
+    let (created, said) = namespace.tell(&["apply", "--server-side", "-f", "-"], &group("own"));
+    assert!(created, "{said}");
     let controller = As::user(&format!("system:serviceaccount:{SYSTEM}:ringfence-controller"));
-    let patch = |what: &str| {
-        controller
-            .tries(&["-n", &namespace.0, "patch", "sg", "own", "--type=merge", "--dry-run=server", "--patch", what], "")
+    // Applied: to patch, kubectl would read the group first, and the controller may not even read single ones.
+    let apply = |manifest: &str| {
+        let arguments =
+            ["-n", &namespace.0, "apply", "--server-side", "--force-conflicts", "--dry-run=server", "-f", "-"];
+        controller.tries(&arguments, manifest)
     };
-    patch("{metadata: {finalizers: [ringfence.io/in-use, a.example/b]}}").unwrap();
-    for what in ["{spec: {ingress: []}}", "{metadata: {annotations: {a: b}}}", "{metadata: {labels: {a: b}}}"] {
-        let refusal = patch(what).unwrap_err();
-        assert!(
-            refusal.contains("the controller of Ringfence may change the finalizers of a group, and nothing else"),
-            "{what}: {refusal}"
-        );
+    let with = |metadata: &str| group("own").replace("{name: own}", &format!("{{name: own, {metadata}}}"));
+    apply(&with("finalizers: [ringfence.io/in-use, a.example/b]")).unwrap();
+    let emptied = group("own").replace("443", "444");
+    for manifest in [emptied, with("annotations: {a: b}"), with("labels: {a: b}")] {
+        let refusal = apply(&manifest).unwrap_err();
+        let why = "the controller of Ringfence may change the finalizers of a group, and nothing else";
+        assert!(refusal.contains(why), "{refusal}\n{manifest}");
     }
     for attempt in [
         &["create", "--dry-run=server", "-f", "-"][..],

@@ -1,5 +1,10 @@
-{{/* The admin ports as a CEL map from the number to what people call it. Takes the context. */}}
+{{/* The admin ports as a CEL list: a map has no order. Takes the context. */}}
 {{- define "ringfence.adminPorts" -}}
+[{{ range $i, $port := .Values.recommendations.adminPorts.ports }}{{ if $i }}, {{ end }}{{ int $port }}{{ end }}]
+{{- end -}}
+
+{{/* CEL: a map from admin ports to what people call them. Takes the context. */}}
+{{- define "ringfence.adminPortNames" -}}
 {{- $names := dict "22" "SSH" "23" "Telnet" "135" "RPC" "445" "SMB" "1433" "SQL Server" "1521" "Oracle" "2375" "Docker" "2376" "Docker" "2379" "etcd" "2380" "etcd" "3306" "MySQL" "3389" "RDP" "5432" "PostgreSQL" "5900" "VNC" "5985" "WinRM" "5986" "WinRM" "6379" "Redis" "6443" "Kubernetes API" "9200" "Elasticsearch" "10250" "kubelet" "11211" "memcached" "27017" "MongoDB" -}}
 {{- $entries := list -}}
 {{- range .Values.recommendations.adminPorts.ports -}}
