@@ -9,7 +9,7 @@ set -euo pipefail
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 cache=${RINGFENCE_CACHE:-$HOME/.cache/ringfence}/tools
 # Quick ones first, so that a mistake in the set-up shows early.
-families=(cni etcd containerd coredns helm kubernetes)
+families=(cni etcd containerd coredns helm prometheus kubernetes)
 
 export CGO_ENABLED=0 GOFLAGS=-mod=readonly
 
