@@ -57,7 +57,7 @@ make --no-print-directory lint
 step "unit tests, rendering and real packets in network namespaces"
 cargo test --locked
 
-step "the cluster's programs (the first time they are compiled: about ten minutes)"
+step "the cluster's programs (the first time they are compiled: about twelve minutes)"
 tools=$(tests/cluster/tools.sh | tail -n 1)
 
 step "chart and manifests"
