@@ -34,8 +34,9 @@ lint: ## format and lints
 			xargs -0 shellcheck --external-sources --severity warning; \
 	else echo "shellcheck is not installed: shell scripts are not checked"; fi
 
-crds: ## the custom resource definitions in crds/, from the program
+crds: ## the custom resource definitions in crds/ and the reference docs/api.md, from the program
 	cargo run --quiet --locked -- crds --output-dir crds
+	cargo run --quiet --locked -- api-reference >docs/api.md
 
 manifests: crds ## deploy/ringfence.yaml, from the chart
 	HELM="$$(tests/cluster/tools.sh | tail -n 1)/helm" deploy/render.sh
