@@ -74,6 +74,11 @@ for CNI in ${CNIS:-ptp bridge}; do
 	deploy/install.sh
 	step "end-to-end tests, pod network $CNI"
 	cargo test --locked --test e2e -- "${skip[@]}"
+	if ((${#skip[@]} == 0)); then
+		# It ends with Ringfence uninstalled.
+		step "documentation: every command in it"
+		tests/docs.sh
+	fi
 	# The next one is another cluster; nothing of this one is reused.
 	tests/cluster/down.sh
 	skip=(--skip bad_input:: --skip deletion:: --skip disruption:: --skip edits:: --skip repair::)
