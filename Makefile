@@ -7,7 +7,7 @@ export CNI
 cluster := $(or $(RINGFENCE_CLUSTER_DIR),$(CURDIR)/target/cluster)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test unit lint crds manifests image install bench-datapath bench-latency soak cluster cluster-delete
+.PHONY: help demo test unit lint crds manifests image install bench-datapath bench-latency soak docs-test cluster cluster-delete
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' Makefile | column -t -s '|'
@@ -34,8 +34,9 @@ lint: ## format and lints
 			xargs -0 shellcheck --external-sources --severity warning; \
 	else echo "shellcheck is not installed: shell scripts are not checked"; fi
 
-crds: ## the custom resource definitions in crds/, from the program
+crds: ## the custom resource definitions in crds/ and the reference docs/api.md, from the program
 	cargo run --quiet --locked -- crds --output-dir crds
+	cargo run --quiet --locked -- api-reference >docs/api.md
 
 manifests: crds ## deploy/ringfence.yaml, from the chart
 	HELM="$$(tests/cluster/tools.sh | tail -n 1)/helm" deploy/render.sh
@@ -51,6 +52,9 @@ bench-latency: ## how long after kubectl returns a change is in force, on the ru
 
 soak: ## everything at once for minutes, on the running test cluster; nothing forbidden may come through
 	cargo bench --locked --bench soak
+
+docs-test: ## every command in docs/, on the running test cluster; ends with Ringfence uninstalled
+	tests/docs.sh
 
 cluster: ## two nodes of real Kubernetes on this machine; CNI=ptp or CNI=bridge (root)
 	tests/cluster/up.sh

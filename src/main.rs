@@ -34,6 +34,8 @@ enum Command {
         #[arg(long)]
         output_dir: Option<PathBuf>,
     },
+    /// Print the reference of the API, in Markdown.
+    ApiReference,
 }
 
 /// A connection to the API server that is silent for longer is dead, though nobody said so: whoever translated it lost its
@@ -44,6 +46,10 @@ fn main() -> anyhow::Result<()> {
     let Cli { command, log_format } = Cli::parse();
     match command {
         Command::Crds { output_dir } => write_crds(output_dir),
+        Command::ApiReference => {
+            print!("{}", api::reference::markdown(&api::crds()));
+            Ok(())
+        }
         Command::Controller(args) => {
             serve(log_format, async |client, shutdown| controller::run(args, client, shutdown).await)
         }
