@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Renders the chart with its default values into deploy/ringfence.yaml and, what Helm runs before it uninstalls, into
-# deploy/uninstall.yaml, for those who do not use Helm.
+# deploy/uninstall.yaml, for those who do not use Helm. deploy/kustomization.yaml stands on the former and is written by hand.
 # With --check it writes nothing and fails when a file is not what the chart renders.
 #
 #   HELM=PROGRAM  default: helm
@@ -31,8 +31,8 @@ template() {
 	cat <<-YAML
 		# Ringfence $program_version as plain manifests, rendered from charts/ringfence; do not edit.
 		#
-		# Put your image's name in place of ringfence.test/ringfence, then
-		#   kubectl apply --server-side -f deploy/ringfence.yaml
+		# Put your image's name into deploy/kustomization.yaml, then
+		#   kubectl apply --server-side -k deploy
 		#
 		# To uninstall, first apply deploy/uninstall.yaml: it says how. Deleted without that, the agents leave a CNI plugin
 		# behind that lets no pod start.

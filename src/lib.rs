@@ -12,3 +12,4 @@ pub mod nft;
 pub mod policy;
 pub mod runtime;
 pub mod uninstall;
+pub mod verify;

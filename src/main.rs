@@ -3,7 +3,7 @@
 use anyhow::Context;
 use clap::{Parser, Subcommand};
 use ringfence::runtime::{LogFormat, Shutdown, log};
-use ringfence::{agent, api, controller, uninstall};
+use ringfence::{agent, api, controller, uninstall, verify};
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -26,6 +26,8 @@ enum Command {
     Agent(agent::Args),
     /// Take Ringfence off every node, before its objects are deleted.
     Uninstall(uninstall::Args),
+    /// See that both components are ready and every node enforces.
+    Verify(verify::Args),
     /// Write the CRDs.
     Crds {
         /// Folder to write one file for each CRD to; by default all go to standard output.
@@ -54,6 +56,7 @@ fn main() -> anyhow::Result<()> {
         Command::Uninstall(args) => {
             serve(log_format, async |client, shutdown| uninstall::run(args, client, shutdown).await)
         }
+        Command::Verify(args) => serve(log_format, async |client, shutdown| verify::run(args, client, shutdown).await),
         Command::Agent(args) => serve(log_format, async |client, shutdown| agent::run(args, client, shutdown).await),
     }
 }

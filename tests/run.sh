@@ -57,11 +57,11 @@ make --no-print-directory lint
 step "unit tests, rendering and real packets in network namespaces"
 cargo test --locked
 
-step "the cluster's programs (the first time they are compiled: about ten minutes)"
+step "the cluster's programs (the first time they are compiled: about twelve minutes)"
 tools=$(tests/cluster/tools.sh | tail -n 1)
 
 step "chart and manifests"
-"$tools/helm" lint charts/ringfence
+tests/chart/check.sh "$tools"
 HELM=$tools/helm deploy/render.sh --check
 
 # What does not depend on the pod network is tested once.
@@ -72,6 +72,11 @@ for CNI in ${CNIS:-ptp bridge}; do
 	tests/cluster/up.sh
 	step "image and helm install, pod network $CNI"
 	deploy/install.sh
+	"$cluster/helm" test ringfence --namespace ringfence-system --logs
+	if ((${#skip[@]} == 0)); then
+		step "every object of the chart against the API server, without changing anything"
+		tests/chart/dry-run.sh
+	fi
 	step "end-to-end tests, pod network $CNI"
 	cargo test --locked --test e2e -- "${skip[@]}"
 	if ((${#skip[@]} == 0)); then

@@ -1,4 +1,4 @@
-//! Tells of repairs where an operator looks: in the log, in the metrics, and as events of the node.
+//! Tells of repairs, and of a gate that is off, where an operator looks: in the log, in the metrics, and as events of the node.
 //!
 //! A fight with another program would be a flood of events: one in a while is written, and the metrics count all.
 
@@ -14,22 +14,30 @@ use tokio::sync::watch;
 /// So far apart are two events at least.
 const EVERY: Duration = Duration::from_secs(10);
 
-/// Takes repairs; a task writes an event of the latest.
+/// Takes news; a task writes an event of the latest of each kind.
 #[derive(Clone)]
 pub struct Announcer {
     metrics: Metrics,
-    latest: watch::Sender<Option<Damage>>,
+    latest: watch::Sender<News>,
+}
+
+/// What was not told yet.
+#[derive(Default)]
+struct News {
+    damage: Option<Damage>,
+    gate: Option<String>,
 }
 
 impl Announcer {
     /// Starts the task.
     pub fn start(client: Client, node: &Node, metrics: Metrics, shutdown: Shutdown) -> Self {
-        let (latest, repairs) = watch::channel(None);
+        let (latest, news) = watch::channel(News::default());
         let reporter = Reporter { controller: "ringfence-agent".into(), instance: node.metadata.name.clone() };
         let (recorder, node) = (Recorder::new(client, reporter), node.object_ref(&()));
+        let told = latest.clone();
         tokio::spawn(async move {
             tokio::select! {
-                () = announce(recorder, node, repairs) => {}
+                () = announce(recorder, node, news, told) => {}
                 () = shutdown.signalled() => {}
             }
         });
@@ -40,22 +48,50 @@ impl Announcer {
     pub fn repaired(&self, damage: Damage) {
         tracing::warn!(%damage, "repaired our table");
         self.metrics.repaired(&damage);
-        self.latest.send_replace(Some(damage));
+        self.latest.send_modify(|news| news.damage = Some(damage));
+    }
+
+    /// New pods do not wait for their rules, though they should.
+    pub fn gate_is_off(&self, problem: String) {
+        tracing::warn!(%problem, "the gate is off");
+        self.latest.send_modify(|news| news.gate = Some(problem));
     }
 }
 
-async fn announce(recorder: Recorder, node: ObjectReference, mut repairs: watch::Receiver<Option<Damage>>) {
-    while repairs.changed().await.is_ok() {
-        let Some(damage) = repairs.borrow_and_update().clone() else { continue };
-        // An event that could not be written is not worth a second try: the API server is away, and the log has it.
-        if let Err(error) = recorder.publish(&event(&damage), &node).await {
-            tracing::warn!(error = chain(&error), "cannot write an event of a repair");
+async fn announce(
+    recorder: Recorder,
+    node: ObjectReference,
+    mut changed: watch::Receiver<News>,
+    latest: watch::Sender<News>,
+) {
+    while changed.changed().await.is_ok() {
+        let mut news = News::default();
+        latest.send_if_modified(|latest| {
+            news = std::mem::take(latest);
+            false
+        });
+        let News { damage, gate } = news;
+        for event in damage.iter().map(of_damage).chain(gate.iter().map(|problem| of_gate(problem))) {
+            // An event that could not be written is not worth a second try: the API server is away, and the log has it.
+            if let Err(error) = recorder.publish(&event, &node).await {
+                tracing::warn!(error = chain(&error), "cannot write an event of this node");
+            }
         }
         tokio::time::sleep(EVERY).await;
     }
 }
 
-fn event(damage: &Damage) -> Event {
+fn of_gate(problem: &str) -> Event {
+    Event {
+        type_: EventType::Warning,
+        reason: "GateOff".into(),
+        note: Some(format!("new pods do not wait for their rules: {problem:.800}")),
+        action: "Install the CNI plugin".into(),
+        secondary: None,
+    }
+}
+
+fn of_damage(damage: &Damage) -> Event {
     // Events of the same action become one with a count and the first one's note: so one for each program.
     let action = match damage {
         Damage::Foreign { process, .. } => format!("Repair after {}", process.name),

@@ -10,12 +10,13 @@ use super::metrics::Metrics;
 use super::remotes::Remotes;
 use super::report::Reporter;
 use super::state::{Desired, Revision};
+use crate::api::conditions::listed;
 use crate::nft::Ruleset;
 use crate::nft::exec::NftError;
 use crate::policy::NamespacedName;
 use crate::runtime::coalesce::Reason;
 use std::collections::BTreeMap;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 use tokio::sync::watch;
 
 /// The only one who decides what is committed.
@@ -70,10 +71,11 @@ impl Enforcer {
             }
             outcome => outcome,
         };
-        self.metrics.committed(started.elapsed(), &outcome, desired.ruleset.guards.len());
+        self.metrics.committed(started.elapsed(), &outcome, &desired.ruleset);
         if let Some(damage) = outcome? {
             self.announcer.repaired(damage);
         }
+        self.trace(&desired, started.elapsed());
         self.first = false;
         self.settled.send_replace(desired.settled.clone());
         self.remotes.keep_only(&desired.remotes);
@@ -81,6 +83,16 @@ impl Enforcer {
         self.reporter.report(desired.report, data_path::problems(addresses));
         self.good = desired.revisions;
         Ok(())
+    }
+
+    /// Says why there was something to commit, as far as it is rules.
+    fn trace(&self, desired: &Desired, took: Duration) {
+        let changed = desired.revisions.iter().filter(|(name, now)| self.good.get(*name) != Some(*now));
+        let changed = listed(changed.map(|(name, now)| format!("{name} generation {}", now.generation)));
+        let gone = listed(self.good.keys().filter(|name| !desired.revisions.contains_key(*name)));
+        if !(changed.is_empty() && gone.is_empty()) {
+            tracing::info!(%changed, %gone, guarded = desired.ruleset.guards.len(), ?took, "rules are in the kernel");
+        }
     }
 
     /// Finds the revisions that the kernel refuses, and keeps them out until they change.

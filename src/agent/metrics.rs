@@ -1,13 +1,16 @@
 //! What an operator watches of an agent.
 
 use super::kernel::Damage;
+use crate::nft::Ruleset;
 use crate::nft::exec::NftError;
-use prometheus_client::encoding::{EncodeLabelSet, EncodeLabelValue};
+use crate::nft::model::Constant;
+use prometheus_client::collector::Collector;
+use prometheus_client::encoding::{DescriptorEncoder, EncodeLabelSet, EncodeLabelValue, EncodeMetric};
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
-use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::metrics::gauge::{ConstGauge, Gauge};
 use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
-use prometheus_client::registry::Registry;
+use prometheus_client::registry::{Registry, Unit};
 use std::time::Duration;
 
 /// See the help texts.
@@ -17,7 +20,13 @@ pub struct Metrics {
     failures: Counter,
     duration: Histogram,
     guarded: Gauge,
+    remotes: Gauge,
+    chains: Gauge,
     repairs: Family<RepairLabels, Counter>,
+    dropped: Family<DropLabels, Counter>,
+    spoofed: Counter,
+    gate_waits: Histogram,
+    gate_timeouts: Counter,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -32,6 +41,23 @@ enum RepairReason {
     comparison,
 }
 
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct DropLabels {
+    direction: Dropped,
+}
+
+/// Why the kernel dropped packets of guarded addresses.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EncodeLabelValue)]
+#[allow(non_camel_case_types, reason = "these are the labels' values")]
+pub enum Dropped {
+    /// No rule lets them in.
+    ingress,
+    /// No rule lets them out.
+    egress,
+    /// They belong to no connection.
+    none,
+}
+
 impl Metrics {
     /// Registers all of them.
     pub fn register(registry: &mut Registry) -> Self {
@@ -41,21 +67,55 @@ impl Metrics {
             // From 1 ms to 16 s.
             duration: Histogram::new(exponential_buckets(0.001, 2.0, 15)),
             guarded: Gauge::default(),
+            remotes: Gauge::default(),
+            chains: Gauge::default(),
             repairs: Family::default(),
+            dropped: Family::default(),
+            spoofed: Counter::default(),
+            // From 4 ms to 65 s: the longest patience is a minute.
+            gate_waits: Histogram::new(exponential_buckets(0.004, 2.0, 15)),
+            gate_timeouts: Counter::default(),
         };
         // There from the start, so that the first one shows as an increase.
         for reason in [RepairReason::transaction, RepairReason::comparison] {
             drop(metrics.repairs.get_or_create(&RepairLabels { reason }));
         }
+        for direction in [Dropped::ingress, Dropped::egress, Dropped::none] {
+            drop(metrics.dropped.get_or_create(&DropLabels { direction }));
+        }
         registry.register("commits", "Changes committed to the kernel", metrics.commits.clone());
         registry.register("commit_failures", "Changes that could not be committed", metrics.failures.clone());
         registry.register("commit_duration_seconds", "From a computed change to its commit", metrics.duration.clone());
         registry.register("guarded_addresses", "Addresses that are guarded on this node", metrics.guarded.clone());
+        registry.register("remote_addresses", "Addresses of remote groups in this kernel", metrics.remotes.clone());
+        registry.register("chains", "Chains of compiled rules in this kernel", metrics.chains.clone());
         registry.register(
             "repairs",
             "Replacements of a table of ours because someone else had changed it: seen in a transaction, or found by comparison",
             metrics.repairs.clone(),
         );
+        registry.register(
+            "dropped_packets",
+            "Packets of guarded addresses that no rule allows in that direction, or that belong to no connection",
+            metrics.dropped.clone(),
+        );
+        registry.register(
+            "spoofed_packets",
+            "Packets that pods sent with addresses that are not theirs, or packed in others",
+            metrics.spoofed.clone(),
+        );
+        registry.register_with_unit(
+            "gate_waits",
+            "How long pods waited for their rules when they started",
+            Unit::Seconds,
+            metrics.gate_waits.clone(),
+        );
+        registry.register(
+            "gate_timeouts",
+            "Pods whose rules were not in the kernel in time when they started; the kubelet tries again",
+            metrics.gate_timeouts.clone(),
+        );
+        registry.register_collector(Box::new(Conntrack));
         metrics
     }
 
@@ -69,16 +129,56 @@ impl Metrics {
     }
 
     /// Counts one round.
-    pub fn committed(&self, took: Duration, outcome: &Result<Option<Damage>, NftError>, guarded: usize) {
+    pub fn committed(&self, took: Duration, outcome: &Result<Option<Damage>, NftError>, ruleset: &Ruleset) {
         self.duration.observe(took.as_secs_f64());
-        match outcome {
-            Ok(_) => {
-                self.commits.inc();
-                self.guarded.set(i64::try_from(guarded).unwrap_or(i64::MAX));
-            }
-            Err(_) => {
-                self.failures.inc();
-            }
+        if outcome.is_err() {
+            self.failures.inc();
+            return;
         }
+        let count = |n: usize| i64::try_from(n).unwrap_or(i64::MAX);
+        self.commits.inc();
+        self.guarded.set(count(ruleset.guards.len()));
+        self.remotes.set(count(ruleset.groups.values().map(|(_, addresses)| addresses.len()).sum()));
+        let chains = ruleset.constants.values().filter(|constant| matches!(***constant, Constant::Chain(_)));
+        self.chains.set(count(chains.count()));
+    }
+
+    /// Counts a pod at the gate.
+    pub fn waited(&self, took: Duration, in_time: bool) {
+        self.gate_waits.observe(took.as_secs_f64());
+        if !in_time {
+            self.gate_timeouts.inc();
+        }
+    }
+
+    /// Counts packets that the kernel dropped for want of a rule.
+    pub fn dropped(&self, direction: Dropped, packets: u64) {
+        self.dropped.get_or_create(&DropLabels { direction }).inc_by(packets);
+    }
+
+    /// Counts packets that pods had no right to send.
+    pub fn spoofed(&self, packets: u64) {
+        self.spoofed.inc_by(packets);
+    }
+}
+
+/// How full the node's table of connections is, read when somebody asks. A full one drops new connections, guarded or not.
+#[derive(Debug)]
+struct Conntrack;
+
+impl Collector for Conntrack {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> std::fmt::Result {
+        let numbers = [
+            ("conntrack_entries", "Connections that this node's kernel keeps track of", "nf_conntrack_count"),
+            ("conntrack_limit", "Connections that it can keep track of", "nf_conntrack_max"),
+        ];
+        for (name, help, file) in numbers {
+            let read = std::fs::read_to_string(format!("/proc/sys/net/netfilter/{file}"));
+            // A number that cannot be read is left out.
+            let Some(number) = read.ok().and_then(|text| text.trim().parse::<i64>().ok()) else { continue };
+            let gauge = ConstGauge::new(number);
+            gauge.encode(encoder.encode_descriptor(name, help, None, gauge.metric_type())?)?;
+        }
+        Ok(())
     }
 }

@@ -8,6 +8,7 @@ pub mod attachments;
 mod check;
 mod data_path;
 mod devices;
+mod drops;
 mod enforcer;
 mod extra_addresses;
 mod gate;
@@ -31,6 +32,7 @@ use crate::nft::monitor::Monitor;
 use crate::runtime::admin::{Admin, Readiness};
 use crate::runtime::backoff::Backoff;
 use crate::runtime::coalesce::Coalescer;
+use crate::runtime::timeline::Timeline;
 use crate::runtime::watch::Watches;
 use crate::runtime::{Shutdown, chain};
 use announce::Announcer;
@@ -99,6 +101,7 @@ pub async fn run(args: Args, client: Client, shutdown: Shutdown) -> anyhow::Resu
     let readiness = Readiness::default();
     let mut registry = prometheus_client::registry::Registry::with_prefix("ringfence_agent");
     let metrics = Metrics::register(&mut registry);
+    let timeline = Timeline::register(&mut registry);
     let admin = Admin::bind(listen, readiness.clone(), registry).await?;
     tokio::spawn(admin.serve({
         let shutdown = shutdown.clone();
@@ -123,7 +126,7 @@ pub async fn run(args: Args, client: Client, shutdown: Shutdown) -> anyhow::Resu
     let monitor = Monitor::open().context("cannot listen to changes of tables")?;
     state.lock().allowances = Allowances::new(anti_spoofing.widest);
 
-    let watches = Watches::new::<SecurityGroup>(client.clone());
+    let watches = Watches::new::<SecurityGroup>(client.clone(), timeline);
     let synced = Readiness::default();
     let own = watcher::Config::default().fields(&format!("spec.nodeName={node_name}"));
     watches.watch::<Pod, _>(own, news(&state, &dirty, Some(&attached)), &synced, "pods");
@@ -144,7 +147,14 @@ pub async fn run(args: Args, client: Client, shutdown: Shutdown) -> anyhow::Resu
             state.gate = Gate::Starting;
         }
         // The plugin may be in its place from before: who asks now waits for the first commit.
-        let server = gate::Server::new(state.clone(), [dirty.clone(), attached.clone()], store, at_gate, watched);
+        let server = gate::Server::new(
+            state.clone(),
+            [dirty.clone(), attached.clone()],
+            store,
+            at_gate,
+            watched,
+            metrics.clone(),
+        );
         tokio::spawn(server.listen(places.socket(), shutdown.clone())?);
     }
 
@@ -163,7 +173,8 @@ pub async fn run(args: Args, client: Client, shutdown: Shutdown) -> anyhow::Resu
         move || dirty.notify()
     });
     // Nobody is sent to a gate at which nobody could be let in yet.
-    let mut first_commit = Some(gate::keep(places, state.clone(), dirty.clone(), shutdown.clone()));
+    let mut first_commit = Some(gate::keep(places, state.clone(), dirty.clone(), announcer.clone(), shutdown.clone()));
+    tokio::spawn(drops::follow(Nft::default(), metrics.clone(), shutdown.clone()));
     let mut enforcer = Enforcer::new(state, remotes, reporter, metrics, announcer, kernel, settled);
     dirty.notify();
     let enforce = dirty.run(shutdown, async move |reason| {

@@ -3,6 +3,7 @@
 //! PURE: updates in, keys of work out. Writers look up what to write when they get to it, so work is never out of date.
 
 use super::ahead::Ahead;
+use super::lock_out::{AdminPorts, Before, Notice};
 use super::membership::Membership;
 use super::reports::{Differences, Reports};
 use super::shards::Shards;
@@ -17,7 +18,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 /// Something to be brought in line; of what is to be done at once, in this order: nodes wait for slices.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Work {
     /// One slice, by its group and its own name.
     Slice(NamespacedName, String),
@@ -43,6 +44,8 @@ pub struct Cluster {
     pub index: Index,
     /// What nodes report.
     pub reports: Reports,
+    admin_ports: AdminPorts,
+    notices: Vec<Notice>,
     ahead: Ahead,
     groups: HashMap<NamespacedName, Seen<SecurityGroupStatus>>,
     bindings: HashMap<NamespacedName, Seen<SecurityGroupBindingStatus>>,
@@ -59,9 +62,19 @@ pub struct Cluster {
 }
 
 impl Cluster {
+    /// Knows of nothing yet; will notice when one of these ports is closed.
+    pub fn new(admin_ports: AdminPorts) -> Self {
+        Self { admin_ports, ..Self::default() }
+    }
+
     /// What is left to be done since the last call.
     pub fn take_work(&mut self) -> BTreeSet<Work> {
         std::mem::take(&mut self.work)
+    }
+
+    /// What changes since the last call did to the ways in on admin ports.
+    pub fn take_notices(&mut self) -> Vec<Notice> {
+        std::mem::take(&mut self.notices)
     }
 
     /// Everything there is to look at, for a new leader.
@@ -92,7 +105,9 @@ impl Cluster {
             Update::Pods(_) => self.ahead.pods(),
             _ => BTreeSet::new(),
         };
+        let before = Before::look(&self.index, &self.admin_ports, &update);
         let changes = self.index.update(update);
+        self.notices.extend(before.and_then(|before| before.compare(&self.index)));
         self.changed(changes);
         self.look_ahead(pods);
     }
@@ -381,12 +396,17 @@ fn is_newer(old: &ObjectMeta, new: &ObjectMeta) -> bool {
 
 impl From<&SecurityGroup> for Seen<SecurityGroupStatus> {
     fn from(group: &SecurityGroup) -> Self {
-        Self { metadata: group.metadata.clone(), ours: group.status.clone().unwrap_or_default() }
+        Self { metadata: without_managers(&group.metadata), ours: group.status.clone().unwrap_or_default() }
     }
 }
 
 impl From<&SecurityGroupBinding> for Seen<SecurityGroupBindingStatus> {
     fn from(binding: &SecurityGroupBinding) -> Self {
-        Self { metadata: binding.metadata.clone(), ours: binding.status.clone().unwrap_or_default() }
+        Self { metadata: without_managers(&binding.metadata), ours: binding.status.clone().unwrap_or_default() }
     }
+}
+
+/// Who wrote which field is often longer than the rest.
+fn without_managers(metadata: &ObjectMeta) -> ObjectMeta {
+    ObjectMeta { managed_fields: None, ..metadata.clone() }
 }

@@ -5,9 +5,12 @@
 
 mod ahead;
 mod cluster;
+mod events;
 mod feeds;
 mod lease;
+mod lock_out;
 mod membership;
+mod metrics;
 mod release;
 mod reports;
 mod shards;
@@ -20,15 +23,19 @@ mod tests;
 
 use crate::api::{NodeEnforcement, SecurityGroup, SecurityGroupBinding, SecurityGroupSlice};
 use crate::runtime::admin::{Admin, Readiness};
+use crate::runtime::timeline::Timeline;
 use crate::runtime::watch::Watches;
 use crate::runtime::{Backoff, KeyedQueue, Shutdown};
 use cluster::{Cluster, Work};
+use events::Events;
 use feeds::{Objects, Reported, Serving, Slices, Standing};
 use k8s_openapi::api::core::v1::{Node, Pod};
 use k8s_openapi::api::networking::v1::ServiceCIDR;
 use kube::Client;
 use kube::runtime::watcher;
 use lease::{LeaderElection, Leadership};
+use lock_out::AdminPorts;
+use metrics::{Census, Metrics};
 use prometheus_client::metrics::gauge::Gauge;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -56,6 +63,9 @@ pub struct Args {
     /// Where to serve /livez, /readyz and /metrics.
     #[arg(long, default_value = "0.0.0.0:9180")]
     pub listen: SocketAddr,
+    /// TCP ports by which machines are administered: an event tells when nobody can reach one any more.
+    #[arg(long, value_delimiter = ',', default_value = "22,3389")]
+    pub admin_ports: Vec<u16>,
 }
 
 /// The cluster, as watches write it and writers read it. Never held across an await.
@@ -64,6 +74,7 @@ struct Shared {
     cluster: Arc<Mutex<Cluster>>,
     queue: Arc<KeyedQueue<Work>>,
     leadership: Leadership,
+    events: Events,
 }
 
 impl Shared {
@@ -76,10 +87,11 @@ impl Shared {
     fn change(&self, change: impl FnOnce(&mut Cluster)) {
         let mut cluster = self.lock();
         change(&mut cluster);
-        let work = cluster.take_work();
+        let (work, notices) = (cluster.take_work(), cluster.take_notices());
         drop(cluster);
         if self.leadership.is_leader() {
             self.enqueue(work);
+            notices.iter().for_each(|notice| self.events.notice(notice));
         }
     }
 
@@ -93,25 +105,27 @@ impl Shared {
 
 /// Runs until shutdown.
 pub async fn run(args: Args, client: Client, shutdown: Shutdown) -> anyhow::Result<()> {
-    let Args { namespace, identity, listen } = args;
+    let Args { namespace, identity, listen, admin_ports } = args;
     let readiness = Readiness::default();
+    let election = LeaderElection::new(client.clone(), &namespace, "ringfence-controller", &identity);
+    let events = Events::start(client.clone(), &identity, shutdown.clone());
+    let shared = Shared {
+        cluster: Arc::new(Mutex::new(Cluster::new(AdminPorts::from_iter(admin_ports)))),
+        queue: Arc::new(KeyedQueue::new(MIN_INTERVAL, RETRY)),
+        leadership: election.leadership(),
+        events: events.clone(),
+    };
     let mut registry = prometheus_client::registry::Registry::with_prefix("ringfence_controller");
-    let leader = Gauge::<i64>::default();
-    registry.register("leader", "1 on the replica that writes", leader.clone());
-    let metrics = writers::Metrics::register(&mut registry);
+    let metrics = Metrics::register(&mut registry);
+    registry.register_collector(Box::new(Census(shared.clone())));
+    let timeline = Timeline::register(&mut registry);
     let admin = Admin::bind(listen, readiness.clone(), registry).await?;
     tokio::spawn(admin.serve({
         let shutdown = shutdown.clone();
         async move { shutdown.signalled().await }
     }));
 
-    let election = LeaderElection::new(client.clone(), &namespace, "ringfence-controller", &identity);
-    let shared = Shared {
-        cluster: Arc::default(),
-        queue: Arc::new(KeyedQueue::new(MIN_INTERVAL, RETRY)),
-        leadership: election.leadership(),
-    };
-    let (watches, all) = (Watches::new::<SecurityGroup>(client.clone()), watcher::Config::default);
+    let (watches, all) = (Watches::new::<SecurityGroup>(client.clone(), timeline), watcher::Config::default);
     watches.watch::<Node, _>(all(), Standing(shared.clone()), &readiness, "nodes");
     watches.watch::<ServiceCIDR, _>(all(), Serving::new(shared.clone()), &readiness, "servicecidrs");
     watches.watch::<SecurityGroupSlice, _>(all(), Slices(shared.clone()), &readiness, "securitygroupslices");
@@ -126,8 +140,8 @@ pub async fn run(args: Args, client: Client, shutdown: Shutdown) -> anyhow::Resu
     }
     tracing::info!(%identity, "watches are complete");
 
-    tokio::spawn(follow_leadership(shared.clone(), leader));
-    let writers = Writers::new(client, shared.clone(), metrics);
+    tokio::spawn(follow_leadership(shared.clone(), metrics.leader.clone()));
+    let writers = Writers::new(client, shared.clone(), metrics, events);
     let (finished, writers_finished) = tokio::sync::oneshot::channel::<()>();
     let writing = async {
         shared.queue.clone().run(CONCURRENCY, shutdown, |work| writers.run(work)).await;

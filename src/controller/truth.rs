@@ -153,6 +153,37 @@ fn binding_on(cluster: &Cluster, name: &NamespacedName, node: &str) -> Lacks {
     if same { Lacks::Nothing } else { Lacks::Behind }
 }
 
+/// What a node's agent says, as a whole.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Standing {
+    /// It speaks for the kernel that runs now.
+    Reporting,
+    /// It has not spoken since the node's boot.
+    Silent,
+    /// Traffic there does not pass the rules.
+    Bypassed,
+}
+
+impl Standing {
+    /// As a label's value.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Reporting => "reporting",
+            Self::Silent => "silent",
+            Self::Bypassed => "bypassed",
+        }
+    }
+}
+
+/// How a node stands.
+pub fn standing(cluster: &Cluster, node: &str) -> Standing {
+    match speaks_for(cluster, node) {
+        Ok(_) => Standing::Reporting,
+        Err(Lacks::Bypassed(_)) => Standing::Bypassed,
+        Err(_) => Standing::Silent,
+    }
+}
+
 /// A node's report, if it counts: it speaks of the kernel that runs now, and traffic passes that kernel's rules.
 fn speaks_for<'a>(cluster: &'a Cluster, node: &str) -> Result<&'a super::reports::Report, Lacks> {
     let report = cluster.reports.of(node).filter(|report| {

@@ -1,45 +1,33 @@
 //! Brings one object at a time in line with the cluster as it is, and writes only what differs.
 
 use super::cluster::{Cluster, Seen, Work};
+use super::events::{self, Events, Progress};
+use super::metrics::Metrics;
 use super::{Shared, release, status};
+use crate::api::conditions::ENFORCED;
 use crate::api::{
     FINALIZER, GROUP_LABEL, SecurityGroup, SecurityGroupBinding, SecurityGroupSlice, SecurityGroupSliceSpec,
 };
 use crate::policy::NamespacedName;
 use crate::runtime::{Outcome, chain};
 use jiff::Timestamp;
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, ObjectMeta, OwnerReference};
 use kube::api::{DeleteParams, Patch, PatchParams, PostParams, Preconditions};
 use kube::{Api, Client, Resource};
-use prometheus_client::metrics::counter::Counter;
-use prometheus_client::registry::Registry;
 use serde_json::{Value, json};
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 /// Somebody else wrote first: what they wrote is on its way to us.
 const CONFLICT: Outcome = Outcome::RequeueAfter(Duration::from_millis(50));
-
-/// What an operator watches of the writers.
-pub struct Metrics {
-    writes: Counter,
-    failures: Counter,
-}
-
-impl Metrics {
-    /// Registers all of them.
-    pub fn register(registry: &mut Registry) -> Self {
-        let metrics = Self { writes: Counter::default(), failures: Counter::default() };
-        registry.register("writes", "Writes to the API server", metrics.writes.clone());
-        registry.register("write_failures", "Writes that failed, conflicts aside", metrics.failures.clone());
-        metrics
-    }
-}
 
 /// All writers.
 pub struct Writers {
     client: Client,
     shared: Shared,
     metrics: Metrics,
+    events: Events,
+    progress: Mutex<Progress>,
 }
 
 /// One write to a group's metadata or status.
@@ -65,8 +53,8 @@ pub enum SliceWrite {
 
 impl Writers {
     /// Writers through this client.
-    pub fn new(client: Client, shared: Shared, metrics: Metrics) -> Self {
-        Self { client, shared, metrics }
+    pub fn new(client: Client, shared: Shared, metrics: Metrics, events: Events) -> Self {
+        Self { client, shared, metrics, events, progress: Mutex::default() }
     }
 
     /// Does one piece of work.
@@ -90,16 +78,27 @@ impl Writers {
 
     async fn group(&self, name: &NamespacedName) -> kube::Result<()> {
         let api: Api<SecurityGroup> = Api::namespaced(self.client.clone(), &name.namespace);
+        let work = Work::Group(name.clone());
         // The finalizer first: a status may promise what only the finalizer keeps.
         loop {
-            let write = group_write(&self.shared.lock(), name, Timestamp::now());
+            let (write, before) = {
+                let cluster = self.shared.lock();
+                (group_write(&cluster, name, Timestamp::now()), cluster.seen_group(name).map(|seen| seen.ours.clone()))
+            };
+            let Some(before) = before else {
+                self.forget(&work);
+                return Ok(());
+            };
             let Some(write) = write.filter(|_| self.leads()) else { return Ok(()) };
             let object = match write {
                 Write::Finalizers(patch) => {
                     api.patch(&name.name, &PatchParams::default(), &Patch::Merge(patch)).await?
                 }
                 Write::Status(patch) => {
-                    api.patch_status(&name.name, &PatchParams::default(), &Patch::Merge(patch)).await?
+                    let object = api.patch_status(&name.name, &PatchParams::default(), &Patch::Merge(patch)).await?;
+                    let after = object.status.as_ref().map(|s| (s.observed_generation, s.conditions.as_slice()));
+                    self.tell(&work, &object, (before.observed_generation, &before.conditions), after);
+                    object
                 }
             };
             self.metrics.writes.inc();
@@ -109,12 +108,49 @@ impl Writers {
 
     async fn binding(&self, name: &NamespacedName) -> kube::Result<()> {
         let api: Api<SecurityGroupBinding> = Api::namespaced(self.client.clone(), &name.namespace);
-        let patch = binding_write(&self.shared.lock(), name, Timestamp::now());
+        let work = Work::Binding(name.clone());
+        let (patch, before) = {
+            let cluster = self.shared.lock();
+            (binding_write(&cluster, name, Timestamp::now()), cluster.seen_binding(name).map(|seen| seen.ours.clone()))
+        };
+        let Some(before) = before else {
+            self.forget(&work);
+            return Ok(());
+        };
         let Some(patch) = patch.filter(|_| self.leads()) else { return Ok(()) };
         let object = api.patch_status(&name.name, &PatchParams::default(), &Patch::Merge(patch)).await?;
+        let after = object.status.as_ref().map(|s| (s.observed_generation, s.conditions.as_slice()));
+        self.tell(&work, &object, (before.observed_generation, &before.conditions), after);
         self.metrics.writes.inc();
         self.shared.lock().see_binding(name.clone(), Some((&object).into()));
         Ok(())
+    }
+
+    /// Tells what a status says that was written over another: by events, and how long it took.
+    fn tell<K: Resource<DynamicType = ()>>(
+        &self,
+        work: &Work,
+        object: &K,
+        (generation_before, before): (Option<i64>, &[Condition]),
+        after: Option<(Option<i64>, &[Condition])>,
+    ) {
+        let Some((generation, after)) = after else { return };
+        let regarding = object.object_ref(&());
+        for event in events::of_conditions(before, after) {
+            self.events.publish(event, regarding.clone());
+        }
+        let enforced = after.iter().find(|c| c.type_ == ENFORCED && c.status == "True");
+        let mut progress = self.progress.lock().unwrap_or_else(PoisonError::into_inner);
+        let is_news = progress.advance(work, generation_before, generation, enforced.is_some());
+        if let Some(enforced) = enforced.filter(|_| is_news) {
+            self.metrics.enforced(object.meta(), Timestamp::now());
+            let event = events::of_enforcement(generation.unwrap_or_default(), &enforced.message);
+            self.events.publish(event, regarding);
+        }
+    }
+
+    fn forget(&self, work: &Work) {
+        self.progress.lock().unwrap_or_else(PoisonError::into_inner).forget(work);
     }
 
     async fn slice(&self, group: &NamespacedName, name: &str) -> kube::Result<()> {

@@ -1,6 +1,6 @@
 //! Runs `nft`: the only place that touches the kernel's tables.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::ffi::OsString;
 use std::process::{ExitStatus, Stdio};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -118,6 +118,16 @@ impl Nft {
         run(self.start(&["-s", "-f", "-"])?, &format!("list table {table}\n")).await
     }
 
+    /// The packets that a table's named counters have counted.
+    pub async fn counters(&self, table: &str) -> Result<BTreeMap<String, u64>, NftError> {
+        let listed = run(self.start(&["-j", "-f", "-"])?, &format!("list counters table {table}\n")).await?;
+        serde_json::from_str(&listed)
+            .map(|Listing { nftables }| {
+                nftables.into_iter().filter_map(|item| item.counter).map(|c| (c.name, c.packets)).collect()
+            })
+            .map_err(|error| NftError::Refused(format!("its list of counters cannot be read: {error}")))
+    }
+
     fn start(&self, args: &[&str]) -> std::io::Result<Child> {
         Command::new(&self.program)
             .args(args)
@@ -127,6 +137,23 @@ impl Nft {
             .kill_on_drop(true)
             .spawn()
     }
+}
+
+/// What `nft -j` lists, as far as it is counters.
+#[derive(serde::Deserialize)]
+struct Listing {
+    nftables: Vec<Item>,
+}
+
+#[derive(serde::Deserialize)]
+struct Item {
+    counter: Option<Counter>,
+}
+
+#[derive(serde::Deserialize)]
+struct Counter {
+    name: String,
+    packets: u64,
 }
 
 /// Gives it its script, and waits for its end.

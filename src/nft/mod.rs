@@ -18,7 +18,7 @@ pub mod notification;
 pub mod own;
 pub mod render;
 mod segments;
-mod skeleton;
+pub mod skeleton;
 
 pub use compile::{Profile, compile};
 pub use layout::{Layout, Plan, Replacement};

@@ -4,6 +4,8 @@
 pub const DENIED_INGRESS: &str = "denied_ingress";
 /// Where egress ends that no rule allowed.
 pub const DENIED_EGRESS: &str = "denied_egress";
+/// Where packets of no connection end; the counter's name, as that of the two above is.
+pub const NO_TUPLE: &str = "no_tuple";
 
 /// Where packets come in.
 pub const BASE_CHAINS: [&str; 3] = ["egress", "egress_to_node", "ingress"];

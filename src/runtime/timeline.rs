@@ -9,11 +9,15 @@ use std::{
         Arc,
         atomic::{AtomicU64, Ordering},
     },
-    time::Duration,
+    time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::{Api, api::ListParams};
+use prometheus_client::{
+    metrics::{counter::Counter, gauge::Gauge},
+    registry::Registry,
+};
 use serde::de::DeserializeOwned;
 use tokio::{
     sync::{Notify, watch},
@@ -43,9 +47,24 @@ struct Inner {
     latest: AtomicU64,
     /// Counts the times that the storage went back.
     breaks: watch::Sender<u64>,
+    heard: Gauge<f64, AtomicU64>,
+    failures: Counter,
 }
 
 impl Timeline {
+    /// One whose metrics are told.
+    pub fn register(registry: &mut Registry) -> Self {
+        let timeline = Self::default();
+        let Inner { heard, failures, .. } = &*timeline.0;
+        registry.register(
+            "api_last_heard_timestamp_seconds",
+            "When the API server last showed or answered anything; it is asked every ten minutes at least",
+            heard.clone(),
+        );
+        registry.register("watch_failures", "Watches that failed and were begun again", failures.clone());
+        timeline
+    }
+
     /// A watch has shown this object.
     pub fn saw(&self, object: &ObjectMeta) {
         self.heard(object.resource_version.as_deref().and_then(|version| version.parse().ok()));
@@ -53,10 +72,12 @@ impl Timeline {
 
     fn heard(&self, version: Option<u64>) {
         self.0.latest.fetch_max(version.unwrap_or_default(), Ordering::Relaxed);
+        self.0.heard.set(SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs_f64());
     }
 
     /// Something has failed as it would when the API server is restarted.
     pub fn suspect(&self) {
+        self.0.failures.inc();
         self.0.suspected.notify_one();
     }
 

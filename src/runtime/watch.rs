@@ -71,11 +71,11 @@ pub struct Watches {
 
 impl Watches {
     /// Begins to look at the API server's version, by objects of a kind that may be listed.
-    pub fn new<K>(client: Client) -> Self
+    pub fn new<K>(client: Client, timeline: Timeline) -> Self
     where
         K: Resource<DynamicType = ()> + Clone + Debug + DeserializeOwned + Send + Sync + 'static,
     {
-        let (timeline, api) = (Timeline::default(), Api::<K>::all(client.clone()));
+        let api = Api::<K>::all(client.clone());
         tokio::spawn(timeline.clone().follow(async move || version(&api).await));
         Self { client, timeline }
     }

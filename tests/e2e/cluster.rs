@@ -200,6 +200,14 @@ impl Namespace {
         if output.status.success() { Ok(text(&output.stdout)) } else { Err(text(&output.stderr)) }
     }
 
+    /// kubectl here, with some input: whether it succeeded, and what it said, warnings too.
+    pub fn tell(&self, arguments: &[&str], input: &str) -> (bool, String) {
+        let mut command = command("kubectl");
+        command.args(["-n", &self.0]).args(arguments);
+        let output = run(command, Some(input));
+        (output.status.success(), text(&output.stderr) + &text(&output.stdout))
+    }
+
     /// kubectl here.
     pub fn kubectl(&self, arguments: &[&str]) -> String {
         kubectl(&[&["-n", &self.0], arguments].concat())

@@ -7,6 +7,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
 
 mod addresses;
+mod advice;
 mod bad_input;
 mod cluster;
 mod deletion;
@@ -15,6 +16,7 @@ mod edits;
 mod extra_addresses;
 mod gate;
 mod members;
+mod privileges;
 mod reach;
 mod repair;
 mod rule_sets;

@@ -77,3 +77,12 @@ readinessProbe:
   timeoutSeconds: 2
   failureThreshold: 3
 {{- end -}}
+
+{{/* What a target is called. The node is what alerts and the dashboard name, and the metrics do not say it themselves. */}}
+{{- define "ringfence.relabelings" -}}
+- sourceLabels: [__meta_kubernetes_pod_node_name]
+  targetLabel: node
+{{- with .relabelings }}
+{{ toYaml . }}
+{{- end }}
+{{- end -}}

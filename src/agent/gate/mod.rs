@@ -15,6 +15,7 @@ pub use server::Server;
 pub use store::Store;
 
 use super::Shared;
+use super::announce::Announcer;
 use super::state::Gate;
 use crate::cni::PLUGIN;
 use crate::cni::config::{Entry, OnTimeout};
@@ -105,7 +106,13 @@ impl Places {
 }
 
 /// Puts the plugin in its place and keeps it there, or takes it out.
-pub(super) async fn keep(places: Places, state: Shared, dirty: Arc<Coalescer>, shutdown: Shutdown) {
+pub(super) async fn keep(
+    places: Places,
+    state: Shared,
+    dirty: Arc<Coalescer>,
+    announcer: Announcer,
+    shutdown: Shutdown,
+) {
     let changed = Arc::new(Coalescer::new(RETRY, Some(LOOK_EVERY)));
     if places.wanted {
         let told = changed.clone();
@@ -123,6 +130,9 @@ pub(super) async fn keep(places: Places, state: Shared, dirty: Arc<Coalescer>, s
         };
         let before = std::mem::replace(&mut state.lock().gate, gate.clone());
         if before != gate {
+            if let Gate::Failing(problem) = gate {
+                announcer.gate_is_off(problem);
+            }
             dirty.notify();
         }
         if outcome? {

@@ -3,6 +3,7 @@
 use super::store::{Store, is_valid};
 use crate::agent::Shared;
 use crate::agent::attachments::{Attachment, Key, Settled};
+use crate::agent::metrics::Metrics;
 use crate::cni::message::{Answer, Request};
 use crate::runtime::{Coalescer, Shutdown};
 use anyhow::Context;
@@ -11,7 +12,7 @@ use std::fs::{self, Permissions};
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::watch;
@@ -31,6 +32,7 @@ pub struct Server {
     settled: watch::Receiver<Settled>,
     /// Up to which revision what pods may send is committed.
     watched: watch::Receiver<u64>,
+    metrics: Metrics,
 }
 
 impl Server {
@@ -41,8 +43,9 @@ impl Server {
         store: Store,
         settled: watch::Receiver<Settled>,
         watched: watch::Receiver<u64>,
+        metrics: Metrics,
     ) -> Self {
-        Self { state, dirty, store: Arc::new(Mutex::new(store)), settled, watched }
+        Self { state, dirty, store: Arc::new(Mutex::new(store)), settled, watched, metrics }
     }
 
     /// Listens, for root alone. What an earlier run left there is replaced.
@@ -111,7 +114,7 @@ impl Server {
     }
 
     async fn add(&self, attachment: Attachment, patience: Duration) -> Answer {
-        let (key, who) = (attachment.key(), attachment.pod.clone());
+        let (key, who, started) = (attachment.key(), attachment.pod.clone(), Instant::now());
         if !is_valid(&key) {
             return Answer::no("this is not a container's id and an interface's name");
         }
@@ -121,7 +124,9 @@ impl Server {
             Err(error) => return Answer::no(format!("cannot remember the attachment: {error:#}")),
         };
         let committed = |settled: &Settled| settled.revision >= revision && settled.attached.contains(&key);
-        if self.wait(revision, committed, patience).await {
+        let in_time = self.wait(revision, committed, patience).await;
+        self.metrics.waited(started.elapsed(), in_time);
+        if in_time {
             return Answer::yes();
         }
         let known = self.state.lock().settled().attached.contains(&key);
