@@ -7,7 +7,7 @@ export CNI
 cluster := $(or $(RINGFENCE_CLUSTER_DIR),$(CURDIR)/target/cluster)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test unit lint crds manifests image install bench-datapath bench-latency soak cluster cluster-delete
+.PHONY: help demo test unit lint crds manifests image install bench-datapath bench-latency soak docs-test cluster cluster-delete
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' Makefile | column -t -s '|'
@@ -52,6 +52,9 @@ bench-latency: ## how long after kubectl returns a change is in force, on the ru
 
 soak: ## everything at once for minutes, on the running test cluster; nothing forbidden may come through
 	cargo bench --locked --bench soak
+
+docs-test: ## every command in docs/, on the running test cluster; ends with Ringfence uninstalled
+	tests/docs.sh
 
 cluster: ## two nodes of real Kubernetes on this machine; CNI=ptp or CNI=bridge (root)
 	tests/cluster/up.sh

@@ -86,5 +86,5 @@ for CNI in ${CNIS:-ptp bridge}; do
 	fi
 	# The next one is another cluster; nothing of this one is reused.
 	tests/cluster/down.sh
-	skip=(--skip bad_input:: --skip deletion:: --skip disruption:: --skip edits:: --skip repair::)
+	skip=(--skip advice:: --skip bad_input:: --skip deletion:: --skip disruption:: --skip edits:: --skip privileges:: --skip repair::)
 done

@@ -61,7 +61,7 @@ if healthy >/dev/null 2>&1; then
 fi
 tear_down
 mkdir -p "$state/logs"
-rm -f "$state"/logs/*
+rm -rf "${state:?}"/logs/*
 
 say "network and hosts ($CNI)"
 create_network
