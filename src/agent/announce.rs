@@ -14,74 +14,63 @@ use tokio::sync::watch;
 /// So far apart are two events at least.
 const EVERY: Duration = Duration::from_secs(10);
 
-/// Takes news; a task writes an event of the latest of each kind.
+/// Takes news; for each kind of it a task writes an event of the latest.
 #[derive(Clone)]
 pub struct Announcer {
     metrics: Metrics,
-    latest: watch::Sender<News>,
-}
-
-/// What was not told yet.
-#[derive(Default)]
-struct News {
-    damage: Option<Damage>,
-    gate: Option<String>,
+    damage: watch::Sender<Option<Damage>>,
+    gate: watch::Sender<Option<String>>,
 }
 
 impl Announcer {
-    /// Starts the task.
+    /// Starts the tasks.
     pub fn start(client: Client, node: &Node, metrics: Metrics, shutdown: Shutdown) -> Self {
-        let (latest, news) = watch::channel(News::default());
         let reporter = Reporter { controller: "ringfence-agent".into(), instance: node.metadata.name.clone() };
-        let (recorder, node) = (Recorder::new(client, reporter), node.object_ref(&()));
-        let told = latest.clone();
-        tokio::spawn(async move {
-            tokio::select! {
-                () = announce(recorder, node, news, told) => {}
-                () = shutdown.signalled() => {}
-            }
-        });
-        Self { metrics, latest }
+        let to = (Recorder::new(client, reporter), node.object_ref(&()));
+        Self { metrics, damage: told(to.clone(), of_damage, shutdown.clone()), gate: told(to, of_gate, shutdown) }
     }
 
     /// A table was damaged, and is whole again.
     pub fn repaired(&self, damage: Damage) {
         tracing::warn!(%damage, "repaired our table");
         self.metrics.repaired(&damage);
-        self.latest.send_modify(|news| news.damage = Some(damage));
+        self.damage.send_replace(Some(damage));
     }
 
     /// New pods do not wait for their rules, though they should.
     pub fn gate_is_off(&self, problem: String) {
         tracing::warn!(%problem, "the gate is off");
-        self.latest.send_modify(|news| news.gate = Some(problem));
+        self.gate.send_replace(Some(problem));
     }
 }
 
-async fn announce(
-    recorder: Recorder,
-    node: ObjectReference,
-    mut changed: watch::Receiver<News>,
-    latest: watch::Sender<News>,
-) {
-    while changed.changed().await.is_ok() {
-        let mut news = News::default();
-        latest.send_if_modified(|latest| {
-            news = std::mem::take(latest);
-            false
-        });
-        let News { damage, gate } = news;
-        for event in damage.iter().map(of_damage).chain(gate.iter().map(|problem| of_gate(problem))) {
+/// Starts a task that tells the latest of one kind of news.
+fn told<T: Clone + Send + Sync + 'static>(
+    (recorder, node): (Recorder, ObjectReference),
+    event: impl Fn(T) -> Event + Send + 'static,
+    shutdown: Shutdown,
+) -> watch::Sender<Option<T>> {
+    let (latest, mut news) = watch::channel(None::<T>);
+    let announce = async move {
+        while news.changed().await.is_ok() {
+            let Some(told) = news.borrow_and_update().clone() else { continue };
             // An event that could not be written is not worth a second try: the API server is away, and the log has it.
-            if let Err(error) = recorder.publish(&event, &node).await {
+            if let Err(error) = recorder.publish(&event(told), &node).await {
                 tracing::warn!(error = chain(&error), "cannot write an event of this node");
             }
+            tokio::time::sleep(EVERY).await;
         }
-        tokio::time::sleep(EVERY).await;
-    }
+    };
+    tokio::spawn(async move {
+        tokio::select! {
+            () = announce => {}
+            () = shutdown.signalled() => {}
+        }
+    });
+    latest
 }
 
-fn of_gate(problem: &str) -> Event {
+fn of_gate(problem: String) -> Event {
     Event {
         type_: EventType::Warning,
         reason: "GateOff".into(),
@@ -91,9 +80,9 @@ fn of_gate(problem: &str) -> Event {
     }
 }
 
-fn of_damage(damage: &Damage) -> Event {
+fn of_damage(damage: Damage) -> Event {
     // Events of the same action become one with a count and the first one's note: so one for each program.
-    let action = match damage {
+    let action = match &damage {
         Damage::Foreign { process, .. } => format!("Repair after {}", process.name),
         Damage::Different { .. } => "Repair after comparison".to_owned(),
     };

@@ -213,6 +213,15 @@ impl Cluster {
         self.changed(changes);
     }
 
+    /// Whether the API server shows the object that some work is about. A slice is work whether it is there or not.
+    pub fn shows(&self, work: &Work) -> bool {
+        match work {
+            Work::Slice(..) => true,
+            Work::Group(name) => self.groups.contains_key(name),
+            Work::Binding(name) => self.bindings.contains_key(name),
+        }
+    }
+
     /// What the API server last showed of a group.
     pub fn seen_group(&self, name: &NamespacedName) -> Option<&Seen<SecurityGroupStatus>> {
         self.groups.get(name)

@@ -6,7 +6,7 @@
 use super::cluster::Work;
 use super::lock_out::Notice;
 use crate::api::conditions::{ACCEPTED, DELETION_BLOCKED, ENFORCED, RESOLVED_REFS};
-use crate::api::{SecurityGroup, SecurityGroupBinding};
+use crate::api::{SecurityGroup, SecurityGroupBinding, SecurityGroupBindingStatus, SecurityGroupStatus};
 use crate::runtime::{Shutdown, chain};
 use k8s_openapi::api::core::v1::ObjectReference;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
@@ -89,6 +89,26 @@ fn of_notice(notice: &Notice) -> Event {
     // Events of one action become one with a count and the first one's note: so one for each set of ports.
     let ports: Vec<String> = notice.ports.iter().take(16).map(u16::to_string).collect();
     event(type_, reason, format!("Close {}", ports.join(" ")), &notice.message())
+}
+
+/// What a status says of its object.
+pub struct Said {
+    /// As of which generation.
+    pub generation: Option<i64>,
+    /// How it is.
+    pub conditions: Vec<Condition>,
+}
+
+impl From<&SecurityGroupStatus> for Said {
+    fn from(status: &SecurityGroupStatus) -> Self {
+        Self { generation: status.observed_generation, conditions: status.conditions.clone() }
+    }
+}
+
+impl From<&SecurityGroupBindingStatus> for Said {
+    fn from(status: &SecurityGroupBindingStatus) -> Self {
+        Self { generation: status.observed_generation, conditions: status.conditions.clone() }
+    }
 }
 
 /// What has become wrong between two statuses of an object.

@@ -4,7 +4,7 @@
 //! bindings they have. What kubectl warns of beforehand knows one group only.
 
 use crate::api::conditions::listed;
-use crate::index::{Binding, Group, Index, Update};
+use crate::index::{Binding, Group, Index, Pod, Update};
 use crate::policy::{Direction, NamespacedName, Traffic, Transport};
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -57,41 +57,42 @@ pub struct Before {
 impl Before {
     /// Looks at what a change may take away; nothing for most changes, which take away no such port.
     pub fn look(index: &Index, ports: &AdminPorts, update: &Update) -> Option<Self> {
-        let (subject, opened, targets) = match update {
+        let (subject, opened) = match update {
             Update::Group(new) => {
                 let old = index.group(&new.name)?;
                 // Rules that cannot be read change nothing.
                 let (before, after) = (opened_by(old, ports), opened_by(new, ports));
                 let lost: BTreeSet<u16> = before.difference(&after).copied().collect();
-                (of_group(old), new.rules.as_ref().map(|_| lost)?, names(index.members(&new.name)))
+                (of_group(old), new.rules.as_ref().map(|_| lost)?)
             }
             Update::NoGroup(name) => {
                 let old = index.group(name)?;
-                (of_group(old), opened_by(old, ports), names(index.members(name)))
+                (of_group(old), opened_by(old, ports))
             }
             Update::Binding(new) => {
                 let old = index.binding(&new.name)?;
                 let same = new.error.is_some() || old.groups == new.groups && old.selector == new.selector;
                 let opened = if same { BTreeSet::new() } else { opened_through(index, old, ports) };
-                (of_binding(old), opened, names(index.targets(&new.name)))
+                (of_binding(old), opened)
             }
             Update::NoBinding(name) => {
                 let old = index.binding(name)?;
-                (of_binding(old), opened_through(index, old, ports), names(index.targets(name)))
+                (of_binding(old), opened_through(index, old, ports))
             }
             // After a list nobody knows who changed what.
             Update::Pod(_) | Update::NoPod(_) | Update::Pods(_) | Update::Groups(_) | Update::Bindings(_) => {
                 return None;
             }
         };
+        // Most changes end here: a status, a member, a description.
         if opened.is_empty() {
             return None;
         }
-        let targets = targets.into_iter().map(|pod| {
-            let open = open(index, &pod, &opened);
-            (pod, open)
-        });
-        let targets = targets.collect::<BTreeMap<_, _>>();
+        let ways_in = |pod: &Pod| (pod.name.clone(), open(index, &pod.name, &opened));
+        let targets: BTreeMap<_, _> = match subject.is_group {
+            true => index.members(&subject.name).map(ways_in).collect(),
+            false => index.targets(&subject.name).map(ways_in).collect(),
+        };
         (!targets.is_empty()).then_some(Self { subject, opened, targets })
     }
 
@@ -126,10 +127,6 @@ fn of_group(group: &Group) -> Subject {
 
 fn of_binding(binding: &Binding) -> Subject {
     Subject { is_group: false, name: binding.name.clone(), uid: binding.uid.clone() }
-}
-
-fn names<'a>(pods: impl Iterator<Item = &'a crate::index::Pod>) -> Vec<NamespacedName> {
-    pods.map(|pod| pod.name.clone()).collect()
 }
 
 /// The groups attached to a pod.

@@ -1,7 +1,7 @@
 //! What an operator watches of the controller.
 
 use super::Shared;
-use super::truth::{self, Standing};
+use super::truth::{self, NodeState};
 use crate::api::conditions::ENFORCED;
 use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, ObjectMeta};
@@ -97,7 +97,7 @@ impl Census {
             counts.bindings[seen.map_or(0, |seen| enforced(&seen.ours.conditions))] += 1;
         }
         for node in cluster.node_names() {
-            counts.nodes[truth::standing(&cluster, &node) as usize] += 1;
+            counts.nodes[truth::state_of_node(&cluster, &node) as usize] += 1;
         }
         counts
     }
@@ -115,7 +115,7 @@ impl Collector for Census {
         let enforced = |[no, yes]: [i64; 2]| [("true", yes), ("false", no)];
         family("security_groups", "Security groups", "enforced", &enforced(groups))?;
         family("security_group_bindings", "Bindings", "enforced", &enforced(bindings))?;
-        let states = [Standing::Reporting, Standing::Silent, Standing::Bypassed];
+        let states = [NodeState::Reporting, NodeState::Silent, NodeState::Bypassed];
         let states = states.map(|state| (state.name(), nodes[state as usize]));
         family("nodes", "Nodes, by what their agents say of the kernel that runs now", "state", &states)?;
         let members = ConstGauge::new(members);

@@ -108,12 +108,11 @@ pub async fn run(args: Args, client: Client, shutdown: Shutdown) -> anyhow::Resu
     let Args { namespace, identity, listen, admin_ports } = args;
     let readiness = Readiness::default();
     let election = LeaderElection::new(client.clone(), &namespace, "ringfence-controller", &identity);
-    let events = Events::start(client.clone(), &identity, shutdown.clone());
     let shared = Shared {
         cluster: Arc::new(Mutex::new(Cluster::new(AdminPorts::from_iter(admin_ports)))),
         queue: Arc::new(KeyedQueue::new(MIN_INTERVAL, RETRY)),
         leadership: election.leadership(),
-        events: events.clone(),
+        events: Events::start(client.clone(), &identity, shutdown.clone()),
     };
     let mut registry = prometheus_client::registry::Registry::with_prefix("ringfence_controller");
     let metrics = Metrics::register(&mut registry);
@@ -141,7 +140,7 @@ pub async fn run(args: Args, client: Client, shutdown: Shutdown) -> anyhow::Resu
     tracing::info!(%identity, "watches are complete");
 
     tokio::spawn(follow_leadership(shared.clone(), metrics.leader.clone()));
-    let writers = Writers::new(client, shared.clone(), metrics, events);
+    let writers = Writers::new(client, shared.clone(), metrics);
     let (finished, writers_finished) = tokio::sync::oneshot::channel::<()>();
     let writing = async {
         shared.queue.clone().run(CONCURRENCY, shutdown, |work| writers.run(work)).await;

@@ -155,7 +155,7 @@ fn binding_on(cluster: &Cluster, name: &NamespacedName, node: &str) -> Lacks {
 
 /// What a node's agent says, as a whole.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Standing {
+pub enum NodeState {
     /// It speaks for the kernel that runs now.
     Reporting,
     /// It has not spoken since the node's boot.
@@ -164,7 +164,7 @@ pub enum Standing {
     Bypassed,
 }
 
-impl Standing {
+impl NodeState {
     /// As a label's value.
     pub fn name(self) -> &'static str {
         match self {
@@ -175,12 +175,12 @@ impl Standing {
     }
 }
 
-/// How a node stands.
-pub fn standing(cluster: &Cluster, node: &str) -> Standing {
+/// How it is with a node.
+pub fn state_of_node(cluster: &Cluster, node: &str) -> NodeState {
     match speaks_for(cluster, node) {
-        Ok(_) => Standing::Reporting,
-        Err(Lacks::Bypassed(_)) => Standing::Bypassed,
-        Err(_) => Standing::Silent,
+        Ok(_) => NodeState::Reporting,
+        Err(Lacks::Bypassed(_)) => NodeState::Bypassed,
+        Err(_) => NodeState::Silent,
     }
 }
 

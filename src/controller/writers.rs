@@ -1,7 +1,7 @@
 //! Brings one object at a time in line with the cluster as it is, and writes only what differs.
 
 use super::cluster::{Cluster, Seen, Work};
-use super::events::{self, Events, Progress};
+use super::events::{self, Progress, Said};
 use super::metrics::Metrics;
 use super::{Shared, release, status};
 use crate::api::conditions::ENFORCED;
@@ -11,11 +11,11 @@ use crate::api::{
 use crate::policy::NamespacedName;
 use crate::runtime::{Outcome, chain};
 use jiff::Timestamp;
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, ObjectMeta, OwnerReference};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference};
 use kube::api::{DeleteParams, Patch, PatchParams, PostParams, Preconditions};
 use kube::{Api, Client, Resource};
 use serde_json::{Value, json};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 /// Somebody else wrote first: what they wrote is on its way to us.
@@ -26,7 +26,6 @@ pub struct Writers {
     client: Client,
     shared: Shared,
     metrics: Metrics,
-    events: Events,
     progress: Mutex<Progress>,
 }
 
@@ -53,17 +52,20 @@ pub enum SliceWrite {
 
 impl Writers {
     /// Writers through this client.
-    pub fn new(client: Client, shared: Shared, metrics: Metrics, events: Events) -> Self {
-        Self { client, shared, metrics, events, progress: Mutex::default() }
+    pub fn new(client: Client, shared: Shared, metrics: Metrics) -> Self {
+        Self { client, shared, metrics, progress: Mutex::default() }
     }
 
     /// Does one piece of work.
     pub async fn run(&self, work: Work) -> Result<Outcome, String> {
         let result = match &work {
-            Work::Group(name) => self.group(name).await,
-            Work::Binding(name) => self.binding(name).await,
+            Work::Group(name) => self.group(&work, name).await,
+            Work::Binding(name) => self.binding(&work, name).await,
             Work::Slice(group, name) => self.slice(group, name).await,
         };
+        if !self.shared.lock().shows(&work) {
+            self.progress().forget(&work);
+        }
         match result {
             Ok(()) => Ok(Outcome::Done),
             Err(kube::Error::Api(status)) if status.code == 409 => Ok(CONFLICT),
@@ -76,28 +78,23 @@ impl Writers {
         }
     }
 
-    async fn group(&self, name: &NamespacedName) -> kube::Result<()> {
+    async fn group(&self, work: &Work, name: &NamespacedName) -> kube::Result<()> {
         let api: Api<SecurityGroup> = Api::namespaced(self.client.clone(), &name.namespace);
-        let work = Work::Group(name.clone());
         // The finalizer first: a status may promise what only the finalizer keeps.
         loop {
-            let (write, before) = {
+            let write = {
                 let cluster = self.shared.lock();
-                (group_write(&cluster, name, Timestamp::now()), cluster.seen_group(name).map(|seen| seen.ours.clone()))
+                group_write(&cluster, name, Timestamp::now())
+                    .and_then(|write| Some((write, Said::from(&cluster.seen_group(name)?.ours))))
             };
-            let Some(before) = before else {
-                self.forget(&work);
-                return Ok(());
-            };
-            let Some(write) = write.filter(|_| self.leads()) else { return Ok(()) };
+            let Some((write, before)) = write.filter(|_| self.leads()) else { return Ok(()) };
             let object = match write {
                 Write::Finalizers(patch) => {
                     api.patch(&name.name, &PatchParams::default(), &Patch::Merge(patch)).await?
                 }
                 Write::Status(patch) => {
                     let object = api.patch_status(&name.name, &PatchParams::default(), &Patch::Merge(patch)).await?;
-                    let after = object.status.as_ref().map(|s| (s.observed_generation, s.conditions.as_slice()));
-                    self.tell(&work, &object, (before.observed_generation, &before.conditions), after);
+                    self.tell(work, &object, &before, object.status.as_ref().map(Said::from));
                     object
                 }
             };
@@ -106,51 +103,40 @@ impl Writers {
         }
     }
 
-    async fn binding(&self, name: &NamespacedName) -> kube::Result<()> {
+    async fn binding(&self, work: &Work, name: &NamespacedName) -> kube::Result<()> {
         let api: Api<SecurityGroupBinding> = Api::namespaced(self.client.clone(), &name.namespace);
-        let work = Work::Binding(name.clone());
-        let (patch, before) = {
+        let patch = {
             let cluster = self.shared.lock();
-            (binding_write(&cluster, name, Timestamp::now()), cluster.seen_binding(name).map(|seen| seen.ours.clone()))
+            binding_write(&cluster, name, Timestamp::now())
+                .and_then(|patch| Some((patch, Said::from(&cluster.seen_binding(name)?.ours))))
         };
-        let Some(before) = before else {
-            self.forget(&work);
-            return Ok(());
-        };
-        let Some(patch) = patch.filter(|_| self.leads()) else { return Ok(()) };
+        let Some((patch, before)) = patch.filter(|_| self.leads()) else { return Ok(()) };
         let object = api.patch_status(&name.name, &PatchParams::default(), &Patch::Merge(patch)).await?;
-        let after = object.status.as_ref().map(|s| (s.observed_generation, s.conditions.as_slice()));
-        self.tell(&work, &object, (before.observed_generation, &before.conditions), after);
+        self.tell(work, &object, &before, object.status.as_ref().map(Said::from));
         self.metrics.writes.inc();
         self.shared.lock().see_binding(name.clone(), Some((&object).into()));
         Ok(())
     }
 
     /// Tells what a status says that was written over another: by events, and how long it took.
-    fn tell<K: Resource<DynamicType = ()>>(
-        &self,
-        work: &Work,
-        object: &K,
-        (generation_before, before): (Option<i64>, &[Condition]),
-        after: Option<(Option<i64>, &[Condition])>,
-    ) {
-        let Some((generation, after)) = after else { return };
+    fn tell<K: Resource<DynamicType = ()>>(&self, work: &Work, object: &K, before: &Said, after: Option<Said>) {
+        let Some(after) = after else { return };
         let regarding = object.object_ref(&());
-        for event in events::of_conditions(before, after) {
-            self.events.publish(event, regarding.clone());
+        for event in events::of_conditions(&before.conditions, &after.conditions) {
+            self.shared.events.publish(event, regarding.clone());
         }
-        let enforced = after.iter().find(|c| c.type_ == ENFORCED && c.status == "True");
-        let mut progress = self.progress.lock().unwrap_or_else(PoisonError::into_inner);
-        let is_news = progress.advance(work, generation_before, generation, enforced.is_some());
+        let enforced = after.conditions.iter().find(|c| c.type_ == ENFORCED && c.status == "True");
+        let is_news = self.progress().advance(work, before.generation, after.generation, enforced.is_some());
         if let Some(enforced) = enforced.filter(|_| is_news) {
             self.metrics.enforced(object.meta(), Timestamp::now());
-            let event = events::of_enforcement(generation.unwrap_or_default(), &enforced.message);
-            self.events.publish(event, regarding);
+            let event = events::of_enforcement(after.generation.unwrap_or_default(), &enforced.message);
+            self.shared.events.publish(event, regarding);
         }
     }
 
-    fn forget(&self, work: &Work) {
-        self.progress.lock().unwrap_or_else(PoisonError::into_inner).forget(work);
+    fn progress(&self) -> MutexGuard<'_, Progress> {
+        // What a panic left half-done is at most one event.
+        self.progress.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     async fn slice(&self, group: &NamespacedName, name: &str) -> kube::Result<()> {
