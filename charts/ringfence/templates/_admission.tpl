@@ -21,13 +21,19 @@
 (r.protocol == 'Any' || r.protocol == 'TCP' && (!has(r.ports) || r.ports.exists(p, type(p) == string ? p.matches('^[0-9]{1,5}(-[0-9]{1,5})?$') && int(p.split('-')[0]) <= port && port <= int(p.split('-')[size(p.split('-')) - 1]) : int(p) == port)))
 {{- end -}}
 
-{{/* The binding that puts a policy into force. Takes (list context name actions). */}}
+{{/* CEL: the CIDR `c` is a network too wide for admin ports. Takes the context. */}}
+{{- define "ringfence.isWide" -}}
+{{- $ports := .Values.recommendations.adminPorts -}}
+isCIDR(c) && cidr(c).prefixLength() < (cidr(c).ip().family() == 4 ? {{ $ports.ipv4Prefix }} : {{ $ports.ipv6Prefix }})
+{{- end -}}
+
+{{/* The binding that puts a policy into force. Takes (list labels name action). */}}
 {{- define "ringfence.policyBinding" -}}
 apiVersion: admissionregistration.k8s.io/v1
 kind: ValidatingAdmissionPolicyBinding
 metadata:
   name: {{ index . 1 }}
-  labels: {{- include "ringfence.labels" (index . 0) | nindent 4 }}
+  labels: {{- index . 0 | nindent 4 }}
 spec:
   policyName: {{ index . 1 }}
   validationActions: [{{ index . 2 }}]

@@ -86,3 +86,10 @@ readinessProbe:
 {{ toYaml . }}
 {{- end }}
 {{- end -}}
+
+{{/* Annotations of what Helm makes for a while, and takes away when it has succeeded. Takes (list hook weight). */}}
+{{- define "ringfence.hook" -}}
+helm.sh/hook: {{ index . 0 }}
+helm.sh/hook-weight: {{ index . 1 | quote }}
+helm.sh/hook-delete-policy: before-hook-creation,hook-succeeded
+{{- end -}}
