@@ -90,7 +90,12 @@ pub fn kubectl(arguments: &[&str]) -> String {
 pub fn try_apply(manifest: &str) -> Result<String, String> {
     let mut command = command("kubectl");
     command.args(["apply", "-f", "-"]);
-    let output = run(command, Some(manifest));
+    attempt(command, manifest)
+}
+
+/// What a command said on success, or on failure.
+pub fn attempt(command: Command, input: &str) -> Result<String, String> {
+    let output = run(command, Some(input));
     if output.status.success() { Ok(text(&output.stdout)) } else { Err(text(&output.stderr)) }
 }
 
@@ -196,8 +201,7 @@ impl Namespace {
     pub fn try_apply(&self, manifest: &str) -> Result<String, String> {
         let mut command = command("kubectl");
         command.args(["-n", &self.0, "apply", "-f", "-"]);
-        let output = run(command, Some(manifest));
-        if output.status.success() { Ok(text(&output.stdout)) } else { Err(text(&output.stderr)) }
+        attempt(command, manifest)
     }
 
     /// kubectl here, with some input: whether it succeeded, and what it said, warnings too.

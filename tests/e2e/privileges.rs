@@ -1,10 +1,8 @@
 //! Who may do what, by trying: an agent, the controller, and tenants with Kubernetes' own roles.
 
-use super::cluster::{Namespace, agent, calm, command, get, kubectl};
+use super::cluster::{Namespace, agent, attempt, calm, command, get, kubectl};
 use super::disruption::SYSTEM;
 use serde_json::{Value, json};
-use std::io::Write;
-use std::process::Stdio;
 
 /// kubectl as somebody else: whether it succeeded, and what it said.
 struct As {
@@ -39,11 +37,7 @@ impl As {
     fn tries(&self, arguments: &[&str], input: &str) -> Result<String, String> {
         let mut command = command("kubectl");
         command.args(&self.arguments).args(arguments);
-        let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
-        child.stdin.take().unwrap().write_all(input.as_bytes()).unwrap();
-        let output = child.wait_with_output().unwrap();
-        let said = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
-        if output.status.success() { Ok(said(&output.stdout)) } else { Err(said(&output.stderr)) }
+        attempt(command, input)
     }
 
     fn may(&self, arguments: &[&str], input: &str) {
