@@ -189,6 +189,8 @@ impl Namespace {
         // Left behind by a run that was killed.
         kubectl(&["delete", "namespace", &name, "--ignore-not-found", "--timeout=60s"]);
         kubectl(&["create", "namespace", &name]);
+        // Pods are refused until the controller manager has made it, which takes seconds on a busy machine.
+        kubectl(&["-n", &name, "wait", "--for=create", "serviceaccount/default", "--timeout=60s"]);
         Self(name)
     }
 
