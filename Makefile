@@ -56,7 +56,7 @@ soak: ## everything at once for minutes, on the running test cluster; nothing fo
 docs-test: ## every command in docs/, on the running test cluster; ends with Ringfence uninstalled
 	tests/docs.sh
 
-cluster: ## two nodes of real Kubernetes on this machine; CNI=ptp or CNI=bridge (root)
+cluster: ## two nodes of real Kubernetes on this machine; CNI=ptp or CNI=bridge, KUBERNETES=1.37 or KUBERNETES=1.33 (root)
 	tests/cluster/up.sh
 	@echo "use $(cluster)/kubectl; delete it with: make cluster-delete"
 

@@ -4,23 +4,33 @@
 #
 # Versions are pinned by tools/<family>/go.mod; a family is rebuilt only when
 # its own pins, the Go release or the build flags change.
+#
+# KUBERNETES chooses the release among tools/kubernetes-*.
 set -euo pipefail
 
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 cache=${RINGFENCE_CACHE:-$HOME/.cache/ringfence}/tools
+KUBERNETES=${KUBERNETES:-1.37}
 # Quick ones first, so that a mistake in the set-up shows early.
-families=(cni etcd containerd coredns helm prometheus kubernetes)
+families=(cni etcd containerd coredns helm prometheus "kubernetes-$KUBERNETES")
 
 export CGO_ENABLED=0 GOFLAGS=-mod=readonly
 
 say() { echo "tools: $*" >&2; }
 
+releases=("$here"/tools/kubernetes-*)
+releases=("${releases[@]##*/kubernetes-}")
+if [[ " ${releases[*]} " != *" $KUBERNETES "* ]]; then
+	say "KUBERNETES is one of ${releases[*]}, not $KUBERNETES"
+	exit 1
+fi
+
 # Kubernetes takes its version from the linker; a kubelet that reports v0.0.0
 # is refused by version-skew checks and by charts with a kubeVersion.
 linker_flags() {
 	local family=$1 flags="-s -w" version package major minor
-	if [[ $family == kubernetes ]]; then
-		version=$(sed -n 's|^\s*k8s.io/kubernetes \(v[0-9.]*\) .*|\1|p' "$here/tools/kubernetes/go.mod")
+	if [[ $family == kubernetes-* ]]; then
+		version=$(sed -n 's|^\s*k8s.io/kubernetes \(v[0-9.]*\) .*|\1|p' "$here/tools/$family/go.mod")
 		IFS=. read -r major minor _ <<<"${version#v}"
 		for package in k8s.io/component-base/version k8s.io/client-go/pkg/version; do
 			flags+=" -X $package.gitVersion=$version -X $package.gitMajor=$major -X $package.gitMinor=$minor"
@@ -68,7 +78,8 @@ publish() {
 mkdir -p "$cache"
 folders=()
 for family in "${families[@]}"; do
-	folder=$cache/$family-$(key_of "$family")
+	# The pins are in the key, and with them the release of Kubernetes.
+	folder=$cache/${family%%-*}-$(key_of "$family")
 	[[ -d $folder ]] || build "$family" "$folder"
 	folders+=("$folder")
 done

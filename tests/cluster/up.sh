@@ -2,7 +2,8 @@
 # Brings up the two-node test cluster and waits until it is ready. A healthy
 # one is left as it is; any other is replaced.
 #
-# CNI=ptp|bridge chooses what connects the pods of a node.
+# CNI=ptp|bridge chooses what connects the pods of a node, KUBERNETES=1.37|1.33
+# the release.
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/lib/common.sh"
 for part in network host credentials control node wrappers; do
