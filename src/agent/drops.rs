@@ -4,10 +4,10 @@
 
 use super::metrics::{Dropped, Metrics};
 use crate::nft::TABLE;
-use crate::nft::exec::Nft;
+use crate::nft::exec::{Nft, NftError};
 use crate::nft::own;
 use crate::nft::skeleton::{DENIED_EGRESS, DENIED_INGRESS, NO_TUPLE};
-use crate::runtime::Shutdown;
+use crate::runtime::{Shutdown, chain};
 use std::collections::BTreeMap;
 use std::time::Duration;
 
@@ -20,8 +20,7 @@ pub async fn follow(nft: Nft, metrics: Metrics, shutdown: Shutdown) {
     let follow = async {
         loop {
             tokio::time::sleep(EVERY).await;
-            // A table that is not there has dropped nothing, and a listing that failed is made up for by the next.
-            for (counter, packets) in guards.advance(nft.counters(TABLE).await.unwrap_or_default()) {
+            for (counter, packets) in guards.advance(counters(&nft, TABLE).await) {
                 match counter.as_str() {
                     DENIED_INGRESS => metrics.dropped(Dropped::ingress, packets),
                     DENIED_EGRESS => metrics.dropped(Dropped::egress, packets),
@@ -29,13 +28,26 @@ pub async fn follow(nft: Nft, metrics: Metrics, shutdown: Shutdown) {
                     _ => {}
                 }
             }
-            let spoofed = own_addresses.advance(nft.counters(own::TABLE).await.unwrap_or_default());
+            let spoofed = own_addresses.advance(counters(&nft, own::TABLE).await);
             metrics.spoofed(spoofed.values().sum());
         }
     };
     tokio::select! {
         () = follow => {}
         () = shutdown.signalled() => {}
+    }
+}
+
+/// A table's counters; none, if they cannot be read.
+async fn counters(nft: &Nft, table: &str) -> BTreeMap<String, u64> {
+    match nft.counters(table).await {
+        Ok(counters) => counters,
+        // A table that is not there has dropped nothing.
+        Err(NftError::Refused(_)) => BTreeMap::new(),
+        Err(error) => {
+            tracing::warn!(table, error = chain(&error), "cannot read what was dropped; the next look makes up for it");
+            BTreeMap::new()
+        }
     }
 }
 

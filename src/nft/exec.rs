@@ -37,6 +37,9 @@ pub enum NftError {
     /// It, or the kernel, refused.
     #[error("nft refused the transaction: {0}")]
     Refused(String),
+    /// What it said is not what was asked for.
+    #[error("what nft said cannot be read: {0}")]
+    Unreadable(#[from] serde_json::Error),
 }
 
 /// The program.
@@ -120,12 +123,10 @@ impl Nft {
 
     /// The packets that a table's named counters have counted.
     pub async fn counters(&self, table: &str) -> Result<BTreeMap<String, u64>, NftError> {
-        let listed = run(self.start(&["-j", "-f", "-"])?, &format!("list counters table {table}\n")).await?;
-        serde_json::from_str(&listed)
-            .map(|Listing { nftables }| {
-                nftables.into_iter().filter_map(|item| item.counter).map(|c| (c.name, c.packets)).collect()
-            })
-            .map_err(|error| NftError::Refused(format!("its list of counters cannot be read: {error}")))
+        // As arguments: with -j it takes what it reads for JSON, and says nothing to anything else.
+        let list: Vec<&str> = ["-j", "list", "counters", "table"].into_iter().chain(table.split(' ')).collect();
+        let Listing { nftables } = serde_json::from_str(&run(self.start(&list)?, "").await?)?;
+        Ok(nftables.into_iter().filter_map(|item| item.counter).map(|c| (c.name, c.packets)).collect())
     }
 
     fn start(&self, args: &[&str]) -> std::io::Result<Child> {
