@@ -167,7 +167,8 @@ pub async fn run(args: Args, client: Client, shutdown: Shutdown) -> anyhow::Resu
     tracing::info!(node = %node_name, "watches are complete");
     let remotes = Remotes::new(watches, state.clone(), dirty.clone());
     let reporter =
-        Reporter::start(client, &node, own_addresses_only, shutdown.clone()).context("cannot read this boot's id")?;
+        Reporter::start(client, &node, own_addresses_only, readiness.register("first report"), shutdown.clone())
+            .context("cannot read this boot's id")?;
     let kernel = Kernel::new(Nft::default().standing_by(), &monitor, {
         let dirty = dirty.clone();
         move || dirty.notify()

@@ -3,6 +3,7 @@
 use super::state::Report;
 use crate::api::conditions::{self, DATA_PATH_READY, Verdict};
 use crate::api::{NodeEnforcement, NodeEnforcementSpec, NodeEnforcementStatus};
+use crate::runtime::admin::ReadyHandle;
 use crate::runtime::backoff::{Backoff, jitter};
 use crate::runtime::{Shutdown, chain};
 use jiff::Timestamp;
@@ -29,6 +30,7 @@ impl Reporter {
         client: Client,
         node: &Node,
         own_addresses_only: watch::Receiver<Option<Verdict>>,
+        written: ReadyHandle,
         shutdown: Shutdown,
     ) -> std::io::Result<Self> {
         let boot_id = std::fs::read_to_string("/proc/sys/kernel/random/boot_id")?.trim().to_owned();
@@ -39,6 +41,7 @@ impl Reporter {
             owner: node.owner_ref(&()),
             boot_id,
             object: None,
+            written,
         };
         tokio::spawn(async move {
             tokio::select! {
@@ -63,6 +66,8 @@ struct Writer {
     boot_id: String,
     /// The object as last read or written. Nobody else writes it.
     object: Option<NodeEnforcement>,
+    /// Who waits for the agents reads their reports next.
+    written: ReadyHandle,
 }
 
 impl Writer {
@@ -85,6 +90,7 @@ impl Writer {
                 let own_addresses_only = own_addresses_only.borrow_and_update().clone();
                 match self.write(report, problems, own_addresses_only).await {
                     Ok(()) => {
+                        self.written.set_ready(true);
                         failures = 0;
                         break;
                     }

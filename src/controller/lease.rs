@@ -10,10 +10,11 @@ use std::{pin::pin, time::Duration};
 
 use k8s_openapi::{
     api::coordination::v1::{Lease, LeaseSpec},
-    apimachinery::pkg::apis::meta::v1::{MicroTime, ObjectMeta},
+    api::core::v1::ServiceAccount,
+    apimachinery::pkg::apis::meta::v1::{MicroTime, ObjectMeta, OwnerReference},
     jiff::Timestamp,
 };
-use kube::{Api, Client, Error, api::PostParams};
+use kube::{Api, Client, Error, Resource, api::PostParams};
 use tokio::{
     sync::watch,
     time::{Instant, sleep, sleep_until, timeout},
@@ -40,8 +41,10 @@ const TIMING: Timing =
 #[derive(Debug)]
 pub struct LeaderElection {
     api: Api<Lease>,
+    namespace: String,
     name: String,
     identity: String,
+    owner: Option<OwnerReference>,
     timing: Timing,
     observed: Option<Observed>,
     /// `observed` is what this candidate wrote itself: no need to look before renewing it.
@@ -129,13 +132,27 @@ impl LeaderElection {
     pub fn new(client: Client, namespace: &str, name: impl Into<String>, identity: impl Into<String>) -> Self {
         Self {
             api: Api::namespaced(client, namespace),
+            namespace: namespace.to_owned(),
             name: name.into(),
             identity: identity.into(),
+            owner: None,
             timing: TIMING,
             observed: None,
             current: false,
             leads_until: watch::Sender::new(None),
         }
+    }
+
+    /// With the account that its candidates run as, the lease goes as well: an uninstallation leaves none.
+    pub async fn owned_by(mut self, client: Client, account: &str) -> Self {
+        let accounts: Api<ServiceAccount> = Api::namespaced(client, &self.namespace);
+        match accounts.get(account).await {
+            Ok(account) => self.owner = account.owner_ref(&()),
+            Err(error) => {
+                warn!(account, error = chain(&error), "cannot read the own account; the lease will outlive it");
+            }
+        }
+        self
     }
 
     /// What the writers look at.
@@ -196,7 +213,10 @@ impl LeaderElection {
                 return Ok(());
             }
             let (observed, seconds) = (self.observed.as_ref(), self.timing.duration_seconds);
-            let lease = claim(observed, &action, &self.name, &self.identity, seconds);
+            let mut lease = claim(observed, &action, &self.name, &self.identity, seconds);
+            if let Some(owner) = &self.owner {
+                lease.metadata.owner_references = Some(vec![owner.clone()]);
+            }
             // Until the answer is here, what is known of the lease may be out of date.
             self.current = false;
             let sent = Instant::now();

@@ -60,6 +60,9 @@ pub struct Args {
     /// Name of this replica, unlike every other's.
     #[arg(long, env = "POD_NAME")]
     pub identity: String,
+    /// The account that this replica runs as.
+    #[arg(long, env = "SERVICE_ACCOUNT")]
+    pub service_account: String,
     /// Where to serve /livez, /readyz and /metrics.
     #[arg(long, default_value = "0.0.0.0:9180")]
     pub listen: SocketAddr,
@@ -105,7 +108,7 @@ impl Shared {
 
 /// Runs until shutdown.
 pub async fn run(args: Args, client: Client, shutdown: Shutdown) -> anyhow::Result<()> {
-    let Args { namespace, identity, listen, admin_ports } = args;
+    let Args { namespace, identity, service_account, listen, admin_ports } = args;
     let readiness = Readiness::default();
     let election = LeaderElection::new(client.clone(), &namespace, "ringfence-controller", &identity);
     let shared = Shared {
@@ -140,6 +143,7 @@ pub async fn run(args: Args, client: Client, shutdown: Shutdown) -> anyhow::Resu
     tracing::info!(%identity, "watches are complete");
 
     tokio::spawn(follow_leadership(shared.clone(), metrics.leader.clone()));
+    let election = election.owned_by(client.clone(), &service_account).await;
     let writers = Writers::new(client, shared.clone(), metrics);
     let (finished, writers_finished) = tokio::sync::oneshot::channel::<()>();
     let writing = async {
