@@ -1,26 +1,26 @@
 //! The start gate: no pod passes a packet before its rules are in the kernel (S7), and it goes without a trace.
 
-use super::cluster::{
-    Namespace, SOON, agent, alone, calm, command, eventually, folder, get, in_node, kubectl, output_of, table,
-};
+use super::cluster::{Namespace, agent, alone, calm, eventually, get, in_node, kubectl, output_of, table};
 use super::disruption::{Paused, SYSTEM};
 use super::reach::{Pod, pod_manifest};
 use serde_json::Value;
 use std::process::Command;
 
-const NODES: [&str; 2] = ["n1", "n2"];
+/// Those of the cluster.
+pub const NODES: [&str; 2] = ["n1", "n2"];
 const ENTRY: &str = "\"ringfence-cni\"";
-const CONFLIST: &str = "/etc/cni/net.d/10-pods.conflist";
+/// The configuration of their pods' network.
+pub const CONFLIST: &str = "/etc/cni/net.d/10-pods.conflist";
 const PROGRAM: &str = "/opt/cni/bin/ringfence-cni";
 
 /// What a command says there; nothing, if it fails.
-fn on(node: &str, arguments: &[&str]) -> String {
+pub fn on(node: &str, arguments: &[&str]) -> String {
     let output = in_node(node).args(arguments).output().unwrap();
     if output.status.success() { String::from_utf8(output.stdout).unwrap() } else { String::new() }
 }
 
 /// Whether the gate of a node is in its place, as its report and its files say.
-fn is_in_place(node: &str) -> bool {
+pub fn is_in_place(node: &str) -> bool {
     on(node, &["cat", CONFLIST]).contains(ENTRY) && !on(node, &["ls", PROGRAM]).is_empty()
 }
 
@@ -102,20 +102,21 @@ fn s7_a_new_pod_never_reaches_what_it_may_not() {
     }
 }
 
+/// Writes the configuration of a node's pod network as its owner would, who does not know of us.
+pub fn rewrite(node: &str) {
+    let mut config: Value = serde_json::from_str(&on(node, &["cat", CONFLIST])).unwrap();
+    let ours = config["plugins"].as_array_mut().unwrap().pop().unwrap();
+    assert_eq!(ours["type"], "ringfence-cni");
+    config["added"] = "by its owner".into();
+    on(node, &["sh", "-c", &format!("echo '{config}' > {CONFLIST}")]);
+}
+
 #[test]
 fn the_plugins_place_is_kept_whoever_rewrites_it() {
     let _alone = alone();
     for node in NODES {
         eventually("the gate is in its place", || is_in_place(node) && gate_condition(node) == "True Installed");
-        let entry = on(node, &["cat", CONFLIST]);
-        let config: Value = serde_json::from_str(&entry).unwrap();
-        let plugins = config["plugins"].as_array().unwrap();
-        assert_eq!(plugins.last().unwrap()["type"], "ringfence-cni");
-        // What the cluster wrote when it made the node.
-        let mut original = config.clone();
-        original["plugins"].as_array_mut().unwrap().pop();
-        original["added"] = "by its owner".into();
-        on(node, &["sh", "-c", &format!("echo '{original}' > {CONFLIST}")]);
+        rewrite(node);
         eventually("its entry is back", || is_in_place(node));
         assert!(on(node, &["cat", CONFLIST]).contains("by its owner"), "the rest is as its owner wants it");
         on(node, &["rm", PROGRAM]);
@@ -153,27 +154,31 @@ fn s7_a_pod_waits_for_an_agent_that_hangs() {
     namespace.kubectl(&["wait", "--for=condition=Ready", "pod/late", "--timeout=60s"]);
 }
 
-/// The folder of an agent's attachments with no room left in it, until this is dropped.
-struct FullDisk(String);
+/// A small file system over a folder of an agent, which others see as it was, until this is dropped.
+pub struct Covered {
+    agent: String,
+    folder: &'static str,
+}
 
-impl FullDisk {
-    fn of(agent: String) -> Self {
-        let full = Self(agent);
-        full.run(&["mount", "-t", "tmpfs", "-o", "size=4k", "tmpfs", "/run/ringfence/attachments"]);
-        full.run(&["sh", "-c", "! head -c 8192 /dev/zero > /run/ringfence/attachments/filler"]);
-        full
+impl Covered {
+    /// Covers it; with `ro`, for one, nothing can be written.
+    pub fn new(agent: String, folder: &'static str, options: &str) -> Self {
+        let covered = Self { agent, folder };
+        covered.run(&["mount", "-t", "tmpfs", "-o", &format!("size=4k,{options}"), "tmpfs", folder]);
+        covered
     }
 
+    /// Runs a command that sees what the agent sees.
     fn run(&self, arguments: &[&str]) {
         let mut inside = Command::new("nsenter");
-        inside.args(["--target", &self.0, "--mount", "--"]).args(arguments);
+        inside.args(["--target", &self.agent, "--mount", "--"]).args(arguments);
         output_of(inside);
     }
 }
 
-impl Drop for FullDisk {
+impl Drop for Covered {
     fn drop(&mut self) {
-        self.run(&["umount", "/run/ringfence/attachments"]);
+        self.run(&["umount", self.folder]);
     }
 }
 
@@ -185,7 +190,8 @@ fn s8_a_full_disk_holds_up_new_pods_alone() {
     namespace.group("server", "[{protocol: TCP, ports: [80], remote: {cidrs: [\"0.0.0.0/0\", \"::/0\"]}}]", None);
     namespace.bind("server", &["server"], "server");
     namespace.enforced();
-    let full = FullDisk::of(agent("n1"));
+    let full = Covered::new(agent("n1"), "/run/ringfence/attachments", "rw");
+    full.run(&["sh", "-c", "! head -c 8192 /dev/zero > /run/ringfence/attachments/filler"]);
     namespace.apply(&pod_manifest("late", "server", "n1"));
     eventually("the plugin is told", || sandbox_failure(&namespace, "late").is_some());
     let why = sandbox_failure(&namespace, "late").unwrap();
@@ -263,68 +269,4 @@ fn s10_a_deleted_pods_address_is_out_of_the_kernel_when_the_pod_is_gone() {
     assert!(attached().contains(&addresses[0]));
     namespace.kubectl(&["delete", "pod", "server", "--timeout=30s"]);
     eventually("its addresses are out", || !addresses.iter().any(held));
-}
-
-/// The node as it was before Ringfence: what is left of us there.
-fn left(node: &str) -> Vec<&'static str> {
-    let mut left = Vec::new();
-    let mut note = |what, is_there: bool| {
-        if is_there {
-            left.push(what);
-        }
-    };
-    note("an entry", on(node, &["cat", CONFLIST]).contains("ringfence"));
-    note("files of CNI", on(node, &["ls", "-A", "/etc/cni/net.d", "/opt/cni/bin"]).contains("ringfence"));
-    note("/run/ringfence", !on(node, &["ls", "-d", "/run/ringfence"]).is_empty());
-    note("a table", on(node, &["nft", "list", "tables"]).contains("ringfence"));
-    left
-}
-
-/// Ringfence installed again, whatever happens.
-struct Reinstall;
-
-impl Drop for Reinstall {
-    fn drop(&mut self) {
-        let script = concat!(env!("CARGO_MANIFEST_DIR"), "/deploy/install.sh");
-        // What was installed before is installed again: nothing is built.
-        let installed = Command::new(script)
-            .env("RINGFENCE_CLUSTER_DIR", folder())
-            .env("BINARY", "target/release/ringfence")
-            .env("CNI_PLUGIN", "target/image/ringfence-cni")
-            .status()
-            .unwrap();
-        assert!(installed.success(), "it must come back for the other tests");
-    }
-}
-
-#[test]
-fn s8_helm_uninstall_leaves_nothing_and_pods_start() {
-    let _alone = alone();
-    let namespace = Namespace::new("uninstalled");
-    let pods = namespace.pods(&[("server", "server", "n1"), ("client", "client", "n2")]);
-    namespace.group("server", "[]", None);
-    namespace.bind("server", &["server"], "server");
-    namespace.enforced();
-    assert!(!pods["client"].reaches(&pods["server"], 80));
-    for node in NODES {
-        assert_eq!(left(node).len(), 4, "{node}");
-    }
-    let reinstall = Reinstall;
-    let mut uninstall = command("helm");
-    uninstall.args(["uninstall", "ringfence", "--namespace", SYSTEM, "--wait", "--timeout", "3m"]);
-    output_of(uninstall);
-    for node in NODES {
-        assert!(left(node).is_empty(), "{node}: {:?}", left(node));
-    }
-    assert!(kubectl(&["get", "nodeenforcements", "-o", "name"]).is_empty());
-    let ours = ["-n", SYSTEM, "get", "pods,serviceaccounts", "-l", "app.kubernetes.io/name=ringfence", "-o", "name"];
-    eventually("its pods are gone", || kubectl(&ours).is_empty());
-    assert!(pods["client"].reaches(&pods["server"], 80), "nobody guards it any more");
-    namespace.pods(&[("after", "after", "n1")]);
-    drop(reinstall);
-    namespace.enforced();
-    assert!(!pods["client"].reaches(&pods["server"], 80), "its group was kept, and is in force again");
-    let started = std::time::Instant::now();
-    eventually("the gate is back", || NODES.into_iter().all(is_in_place));
-    assert!(started.elapsed() < SOON);
 }

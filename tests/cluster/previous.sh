@@ -1,0 +1,33 @@
+#!/usr/bin/env bash
+# Puts the commit before this tree into target/previous, with its programs built in target/ there, for its own
+# deploy/install.sh.
+#
+# A tree with changes comes after HEAD, and one without after HEAD's parent.
+set -euo pipefail
+
+cd "$(dirname "${BASH_SOURCE[0]}")/../.."
+folder=$PWD/target/previous
+
+say() { echo "previous: $*" >&2; }
+
+commit=$(git rev-parse HEAD)
+if [[ -z $(git status --porcelain) ]]; then
+	# A shallow clone has no parent: then it is the same product, which is replaced all the same.
+	commit=$(git rev-parse --quiet --verify HEAD~1) || commit=$(git rev-parse HEAD)
+fi
+say "$(git log -1 --format='%h %s' "$commit")"
+
+# The same place each time, so that cargo builds anew only what has changed.
+rm -rf "$folder"
+mkdir -p "$folder/target"
+git archive "$commit" | tar --extract --directory "$folder"
+
+# The tests' profile and their target folder: all libraries are there already.
+export CARGO_TARGET_DIR=$PWD/target CARGO_PROFILE_DEV_DEBUG=false
+(
+	cd "$folder"
+	cargo build --quiet --locked --bin ringfence >&2
+	cargo rustc --quiet --locked --bin ringfence-cni -- -C target-feature=+crt-static >&2
+)
+# The next build of this tree puts its own programs there.
+install --strip target/debug/ringfence target/debug/ringfence-cni "$folder/target/"
