@@ -47,10 +47,13 @@ namespaces_of() {
 }
 
 clean() {
-	local namespaces
+	local namespaces namespace
 	mapfile -t namespaces < <(namespaces_of "$1")
-	((${#namespaces[@]} == 0)) ||
-		kubectl delete namespace "${namespaces[@]}" --ignore-not-found --timeout=120s >/dev/null 2>&1 || true
+	for namespace in "${namespaces[@]}"; do
+		# A shell's sleep does not hear that it should end.
+		kubectl delete pods --all --namespace "$namespace" --grace-period=1 --wait=false >/dev/null 2>&1 || true
+		kubectl delete namespace "$namespace" --ignore-not-found --timeout=120s >/dev/null 2>&1 || true
+	done
 }
 
 document=''
@@ -95,7 +98,13 @@ script() {
 			mark = ""
 			next
 		}
-		inside { body = body substr($0, indent) "\n" }
+		inside {
+			body = body substr($0, indent) "\n"
+			# No reader types so fast that pods are refused because their account is not there yet.
+			if (/^kubectl create namespace [a-z0-9-]+$/) {
+				body = body "kubectl -n " $4 " wait --for=create serviceaccount/default --timeout=60s\n"
+			}
+		}
 		!inside && NF { mark = "" }
 		END {
 			if (inside) { print "docs: " document ": a block has no end" > "/dev/stderr"; exit 1 }

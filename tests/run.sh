@@ -4,7 +4,7 @@
 # The clusters are its own, apart from one that `make cluster` or `make demo` made, and are gone afterwards. Their logs
 # stay in target/test-cluster/logs.
 #
-#   CNIS="ptp bridge"  the pod networks to test
+#   CLUSTERS="1.37:ptp 1.33:bridge"  the releases of Kubernetes and the pod networks to test
 set -euo pipefail
 
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
@@ -64,22 +64,25 @@ step "chart and manifests"
 tests/chart/check.sh "$tools"
 HELM=$tools/helm deploy/render.sh --check
 
-# What does not depend on the pod network is tested once.
+# What depends on neither is tested once.
 skip=()
-for CNI in ${CNIS:-ptp bridge}; do
-	export CNI
-	step "cluster, pod network $CNI"
+for choice in ${CLUSTERS:-1.37:ptp 1.33:bridge}; do
+	export KUBERNETES=${choice%:*} CNI=${choice#*:}
+	what="Kubernetes $KUBERNETES, pod network $CNI"
+	step "cluster: $what"
 	tests/cluster/up.sh
-	step "image and helm install, pod network $CNI"
+	step "image and helm install: $what"
 	deploy/install.sh
 	"$cluster/helm" test ringfence --namespace ringfence-system --logs
-	if ((${#skip[@]} == 0)); then
-		step "every object of the chart against the API server, without changing anything"
-		tests/chart/dry-run.sh
-	fi
-	step "end-to-end tests, pod network $CNI"
+	step "every object of the chart against the API server, without changing anything"
+	tests/chart/dry-run.sh
+	step "end-to-end tests: $what"
 	cargo test --locked --test e2e -- "${skip[@]}"
+	if ((${#skip[@]} == 0)); then
+		step "every command in the documentation"
+		tests/docs.sh
+	fi
 	# The next one is another cluster; nothing of this one is reused.
 	tests/cluster/down.sh
-	skip=(--skip advice:: --skip bad_input:: --skip deletion:: --skip disruption:: --skip edits:: --skip privileges:: --skip repair::)
+	skip=(--skip deletion:: --skip disruption:: --skip edits:: --skip repair:: --skip lifecycle::s8_an_upgrade)
 done
