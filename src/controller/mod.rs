@@ -67,7 +67,7 @@ pub struct Args {
     #[arg(long, default_value = "0.0.0.0:9180")]
     pub listen: SocketAddr,
     /// TCP ports by which machines are administered: an event tells when nobody can reach one any more.
-    #[arg(long, value_delimiter = ',', default_value = "22,3389")]
+    #[arg(long, value_delimiter = ',')]
     pub admin_ports: Vec<u16>,
 }
 
