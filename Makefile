@@ -38,7 +38,10 @@ crds: ## the custom resource definitions in crds/ and the reference docs/api.md,
 	cargo run --quiet --locked -- crds --output-dir crds
 	cargo run --quiet --locked -- api-reference >docs/api.md
 
-manifests: crds ## deploy/ringfence.yaml, from the chart
+# The definitions are in what is rendered, and the program is built with a lock file that knows its version.
+manifests: ## everything that is generated: crds, the version of Cargo.toml in Cargo.lock and the chart, deploy/*.yaml
+	cargo update --quiet --workspace
+	$(MAKE) --no-print-directory crds
 	HELM="$$(tests/cluster/tools.sh | tail -n 1)/helm" deploy/render.sh
 
 image: ## the image, in target/image/ringfence.tar (root)
