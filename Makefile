@@ -7,7 +7,7 @@ export CNI
 cluster := $(or $(RINGFENCE_CLUSTER_DIR),$(CURDIR)/target/cluster)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test unit lint crds manifests image install bench-datapath bench-latency soak docs-test cluster cluster-delete
+.PHONY: help demo test unit lint crds manifests image install bench-datapath bench-latency soak docs-test sbom deny cluster cluster-delete
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' Makefile | column -t -s '|'
@@ -58,6 +58,14 @@ soak: ## everything at once for minutes, on the running test cluster; nothing fo
 
 docs-test: ## every command in docs/, on the running test cluster; ends with Ringfence uninstalled
 	tests/docs.sh
+
+sbom: ## a software bill of materials in CycloneDX, in target/sbom/
+	deploy/sbom.sh
+
+# CHECKS=advisories: what is known to be vulnerable; this asks the network.
+CHECKS ?= bans licenses sources
+deny: ## licences, bans and sources of the dependencies, against deny.toml
+	"$$(deploy/cargo-tool.sh cargo-deny 0.20.2 | tail -n 1)/cargo-deny" --locked check $(CHECKS)
 
 cluster: ## two nodes of real Kubernetes on this machine; CNI=ptp or CNI=bridge, KUBERNETES=1.37 or KUBERNETES=1.33 (root)
 	tests/cluster/up.sh
