@@ -7,7 +7,7 @@ export CNI
 cluster := $(or $(RINGFENCE_CLUSTER_DIR),$(CURDIR)/target/cluster)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test unit lint crds manifests image install bench-datapath bench-latency soak docs-test cluster cluster-delete
+.PHONY: help demo test unit lint crds manifests image install bench-datapath bench-latency soak docs-test sbom deny cluster cluster-delete
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' Makefile | column -t -s '|'
@@ -38,7 +38,10 @@ crds: ## the custom resource definitions in crds/ and the reference docs/api.md,
 	cargo run --quiet --locked -- crds --output-dir crds
 	cargo run --quiet --locked -- api-reference >docs/api.md
 
-manifests: crds ## deploy/ringfence.yaml, from the chart
+# The definitions are in what is rendered, and the program is built with a lock file that knows its version.
+manifests: ## everything that is generated: crds, the version of Cargo.toml in Cargo.lock and the chart, deploy/*.yaml
+	cargo update --quiet --workspace
+	$(MAKE) --no-print-directory crds
 	HELM="$$(tests/cluster/tools.sh | tail -n 1)/helm" deploy/render.sh
 
 image: ## the image, in target/image/ringfence.tar (root)
@@ -55,6 +58,14 @@ soak: ## everything at once for minutes, on the running test cluster; nothing fo
 
 docs-test: ## every command in docs/, on the running test cluster; ends with Ringfence uninstalled
 	tests/docs.sh
+
+sbom: ## a software bill of materials in CycloneDX, in target/sbom/
+	deploy/sbom.sh
+
+# CHECKS=advisories: what is known to be vulnerable; this asks the network.
+CHECKS ?= bans licenses sources
+deny: ## licences, bans and sources of the dependencies, against deny.toml
+	"$$(deploy/cargo-tool.sh cargo-deny 0.20.2 | tail -n 1)/cargo-deny" --locked check $(CHECKS)
 
 cluster: ## two nodes of real Kubernetes on this machine; CNI=ptp or CNI=bridge, KUBERNETES=1.37 or KUBERNETES=1.33 (root)
 	tests/cluster/up.sh

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# Renders the chart with its default values into deploy/ringfence.yaml and, what Helm runs before it uninstalls, into
-# deploy/uninstall.yaml, for those who do not use Helm. deploy/kustomization.yaml stands on the former and is written by hand.
-# With --check it writes nothing and fails when a file is not what the chart renders.
+# Writes the version of Cargo.toml into the chart, and renders the chart with its default values into deploy/ringfence.yaml and,
+# what Helm runs before it uninstalls, into deploy/uninstall.yaml, for those who do not use Helm. deploy/kustomization.yaml
+# stands on the former and is written by hand. With --check it writes nothing and fails when a file is not what it would write.
 #
 #   HELM=PROGRAM  default: helm
 set -euo pipefail
@@ -9,15 +9,28 @@ set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 namespace=ringfence-system
 
-chart_version=$(sed -n 's/^appVersion: "\(.*\)"/\1/p' charts/ringfence/Chart.yaml)
-program_version=$(sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml | head -n 1)
-if [[ $chart_version != "$program_version" ]]; then
-	echo "render: the chart's appVersion is $chart_version, the program's version $program_version" >&2
-	exit 1
-fi
-
+check=${1:-}
 rendered=$(mktemp -d)
 trap 'rm -rf "$rendered"' EXIT
+
+# settle FILE: it becomes what the file of this name in $rendered is; with --check, it must be that already.
+settle() {
+	local file=$1 new=$rendered/${1##*/}
+	if [[ $check != --check ]]; then
+		cp "$new" "$file"
+		return
+	fi
+	diff -u "$file" "$new" >&2 || {
+		echo "render: $file is not what Cargo.toml's version and the chart say; run: make manifests" >&2
+		exit 1
+	}
+}
+
+# The one place where a person edits the version is Cargo.toml.
+version=$(sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml | head -n 1)
+chart=charts/ringfence/Chart.yaml
+sed -e "s/^version: .*/version: $version/" -e "s/^appVersion: .*/appVersion: \"$version\"/" "$chart" >"$rendered/Chart.yaml"
+settle "$chart"
 
 # The labels and annotations that say "Helm manages this" would be untrue.
 template() {
@@ -29,7 +42,7 @@ template() {
 
 {
 	cat <<-YAML
-		# Ringfence $program_version as plain manifests, rendered from charts/ringfence; do not edit.
+		# Ringfence $version as plain manifests, rendered from charts/ringfence; do not edit.
 		#
 		# Put your image's name into deploy/kustomization.yaml, then
 		#   kubectl apply --server-side -k deploy
@@ -53,7 +66,7 @@ template() {
 } >"$rendered/ringfence.yaml"
 {
 	cat <<-YAML
-		# Takes Ringfence $program_version off every node; rendered from charts/ringfence, do not edit.
+		# Takes Ringfence $version off every node; rendered from charts/ringfence, do not edit.
 		#
 		# Put your image's name in place of ringfence.test/ringfence, then
 		#   kubectl apply -f deploy/uninstall.yaml
@@ -65,13 +78,6 @@ template() {
 } >"$rendered/uninstall.yaml"
 
 for file in ringfence.yaml uninstall.yaml; do
-	if [[ ${1:-} == --check ]]; then
-		diff -u "deploy/$file" "$rendered/$file" >&2 || {
-			echo "render: deploy/$file is not what the chart renders; run: make manifests" >&2
-			exit 1
-		}
-	else
-		cp "$rendered/$file" "deploy/$file"
-		echo "render: deploy/$file, $(grep -c '^kind: ' "deploy/$file") objects" >&2
-	fi
+	settle "deploy/$file"
+	[[ $check == --check ]] || echo "render: deploy/$file, $(grep -c '^kind: ' "deploy/$file") objects" >&2
 done
