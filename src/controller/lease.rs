@@ -41,7 +41,6 @@ const TIMING: Timing =
 #[derive(Debug)]
 pub struct LeaderElection {
     api: Api<Lease>,
-    namespace: String,
     name: String,
     identity: String,
     owner: Option<OwnerReference>,
@@ -132,7 +131,6 @@ impl LeaderElection {
     pub fn new(client: Client, namespace: &str, name: impl Into<String>, identity: impl Into<String>) -> Self {
         Self {
             api: Api::namespaced(client, namespace),
-            namespace: namespace.to_owned(),
             name: name.into(),
             identity: identity.into(),
             owner: None,
@@ -144,8 +142,7 @@ impl LeaderElection {
     }
 
     /// With the account that its candidates run as, the lease goes as well: an uninstallation leaves none.
-    pub async fn owned_by(mut self, client: Client, account: &str) -> Self {
-        let accounts: Api<ServiceAccount> = Api::namespaced(client, &self.namespace);
+    pub async fn owned_by(mut self, accounts: Api<ServiceAccount>, account: &str) -> Self {
         match accounts.get(account).await {
             Ok(account) => self.owner = account.owner_ref(&()),
             Err(error) => {

@@ -31,8 +31,8 @@ use events::Events;
 use feeds::{Objects, Reported, Serving, Slices, Standing};
 use k8s_openapi::api::core::v1::{Node, Pod};
 use k8s_openapi::api::networking::v1::ServiceCIDR;
-use kube::Client;
 use kube::runtime::watcher;
+use kube::{Api, Client};
 use lease::{LeaderElection, Leadership};
 use lock_out::AdminPorts;
 use metrics::{Census, Metrics};
@@ -143,7 +143,7 @@ pub async fn run(args: Args, client: Client, shutdown: Shutdown) -> anyhow::Resu
     tracing::info!(%identity, "watches are complete");
 
     tokio::spawn(follow_leadership(shared.clone(), metrics.leader.clone()));
-    let election = election.owned_by(client.clone(), &service_account).await;
+    let election = election.owned_by(Api::namespaced(client.clone(), &namespace), &service_account).await;
     let writers = Writers::new(client, shared.clone(), metrics);
     let (finished, writers_finished) = tokio::sync::oneshot::channel::<()>();
     let writing = async {

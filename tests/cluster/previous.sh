@@ -10,10 +10,10 @@ folder=$PWD/target/previous
 
 say() { echo "previous: $*" >&2; }
 
-commit=$(git rev-parse HEAD)
-if [[ -z $(git status --porcelain) ]]; then
-	# A shallow clone has no parent: then it is the same product, which is replaced all the same.
-	commit=$(git rev-parse --quiet --verify HEAD~1) || commit=$(git rev-parse HEAD)
+commit=HEAD
+# A shallow clone has no parent: then it is the same product, which is replaced all the same.
+if [[ -z $(git status --porcelain) ]] && git rev-parse --quiet --verify HEAD~1 >/dev/null; then
+	commit=HEAD~1
 fi
 say "$(git log -1 --format='%h %s' "$commit")"
 

@@ -55,9 +55,11 @@ key_of() {
 }
 
 # Builds into a folder beside the final one and renames it, so that an
-# interrupted build leaves nothing that looks finished.
+# interrupted build leaves nothing that looks finished, and nothing at all.
+scratch=''
+trap 'rm -rf "$scratch"' EXIT
 build() {
-	local family=$1 target=$2 scratch started=$SECONDS
+	local family=$1 target=$2 started=$SECONDS
 	say "building $family"
 	scratch=$(mktemp -d "$cache/.$family.XXXXXX")
 	(cd "$here/tools/$family" &&

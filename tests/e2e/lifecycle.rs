@@ -1,6 +1,6 @@
 //! On to the nodes, from one version to the next and back, and off again, with Helm and without (S8).
 
-use super::cluster::{Namespace, Running, SOON, alone, apply, command, eventually, folder, kubectl, output_of};
+use super::cluster::{Namespace, Running, SOON, alone, command, eventually, folder, kubectl, output_of};
 use super::disruption::SYSTEM;
 use super::gate::{CONFLIST, NODES, is_in_place, on};
 use super::reach::Pod;
@@ -123,6 +123,7 @@ fn without_helm_it_comes_and_goes_as_well() {
     kubectl(&["delete", "customresourcedefinitions", "--selector", "app.kubernetes.io/name=ringfence"]);
 
     let folder = format!("{TREE}/deploy");
+    let (hook, all) = (format!("{folder}/uninstall.yaml"), format!("{folder}/ringfence.yaml"));
     kubectl(&["apply", "--server-side", "-k", &folder]);
     kubectl(&["-n", SYSTEM, "rollout", "status", "deployment/ringfence-controller", "--timeout=120s"]);
     agents_are_ready();
@@ -132,12 +133,11 @@ fn without_helm_it_comes_and_goes_as_well() {
     let (namespace, server, client) = scene("kustomized");
 
     delete_all_groups();
-    apply(&std::fs::read_to_string(format!("{folder}/uninstall.yaml")).unwrap());
+    kubectl(&["apply", "-f", &hook]);
     kubectl(&["-n", SYSTEM, "wait", "--for=condition=Complete", "job/ringfence-uninstall", "--timeout=180s"]);
     for node in NODES {
         assert!(left(node).is_empty(), "{node}: {:?}", left(node));
     }
-    let (hook, all) = (format!("{folder}/uninstall.yaml"), format!("{folder}/ringfence.yaml"));
     kubectl(&["delete", "-f", &hook, "-f", &all, "--timeout=120s"]);
     eventually("nothing is left in the API", || left_in_the_api().is_empty());
     assert!(client.reaches(&server, 80));
