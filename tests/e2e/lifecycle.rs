@@ -6,6 +6,7 @@ use super::gate::{CONFLIST, NODES, is_in_place, on};
 use super::reach::Pod;
 use std::path::Path;
 use std::process::Command;
+use std::time::{Duration, Instant};
 
 const TREE: &str = env!("CARGO_MANIFEST_DIR");
 
@@ -103,14 +104,22 @@ fn s8_helm_uninstall_leaves_nothing_and_pods_start() {
     drop(reinstall);
     namespace.enforced();
     assert!(!client.reaches(&server, 80), "its group was kept, and is in force again");
-    let started = std::time::Instant::now();
+    let started = Instant::now();
     eventually("the gate is back", || NODES.into_iter().all(is_in_place));
     assert!(started.elapsed() < SOON);
 }
 
 /// Groups and bindings while a controller is there to release them.
 fn delete_all_groups() {
-    kubectl(&["delete", "securitygroupbindings,securitygroups", "--all", "--all-namespaces", "--timeout=60s"]);
+    const KINDS: &str = "securitygroupbindings,securitygroups";
+    kubectl(&["delete", KINDS, "--all", "--all-namespaces", "--wait=false"]);
+    // kubectl's own wait would not say what holds them.
+    let deadline = Instant::now() + 2 * SOON;
+    while !kubectl(&["get", KINDS, "--all-namespaces", "-o", "name"]).is_empty() {
+        let held = || kubectl(&["get", KINDS, "--all-namespaces", "-o", "yaml"]);
+        assert!(Instant::now() < deadline, "still there:\n{}", held());
+        std::thread::sleep(Duration::from_millis(200));
+    }
 }
 
 #[test]
