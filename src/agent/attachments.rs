@@ -3,7 +3,7 @@
 //! PURE. The gate knows an address about a second before the API server does, and knows that one was given back while the
 //! pod's status still shows it: what it says beats the status of a pod of this node.
 
-use crate::index::{Index, Pod};
+use crate::index::{Index, Target};
 use crate::policy::NamespacedName;
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
@@ -169,7 +169,7 @@ impl Attachments {
 
     /// The addresses of the pods of which more, or less, is known than their status says. Also of those that gave some back
     /// before their status ever showed it: who was told of such an address must be told that it is none any more.
-    pub fn differing<'a>(&self, pods: impl Iterator<Item = &'a Pod>) -> BTreeMap<NamespacedName, BTreeSet<IpAddr>> {
+    pub fn differing<'a>(&self, pods: impl Iterator<Item = &'a Target>) -> BTreeMap<NamespacedName, BTreeSet<IpAddr>> {
         let owners = self.owners();
         pods.filter(|pod| !pod.host_network)
             .filter_map(|pod| {
@@ -188,7 +188,7 @@ impl Attachments {
     }
 
     /// The addresses that a pod has given back.
-    pub fn given_back<'a>(&'a self, pod: &'a Pod) -> impl Iterator<Item = IpAddr> + 'a {
+    pub fn given_back<'a>(&'a self, pod: &'a Target) -> impl Iterator<Item = IpAddr> + 'a {
         self.of(pod).filter(|record| record.released).flat_map(|record| record.attachment.addresses.iter().copied())
     }
 
@@ -200,7 +200,7 @@ impl Attachments {
         pairs.flat_map(|a| a.addresses.iter().map(|address| (*address, a.uid.as_str()))).collect()
     }
 
-    fn of<'a>(&'a self, pod: &'a Pod) -> impl Iterator<Item = &'a Record> {
+    fn of<'a>(&'a self, pod: &'a Target) -> impl Iterator<Item = &'a Record> {
         self.records.values().filter(|r| r.attachment.uid == pod.uid && r.attachment.pod == pod.name)
     }
 
@@ -252,7 +252,7 @@ mod tests {
                 "status": { "podIPs": addresses },
             }))
             .unwrap();
-            index.update(Update::Pod(pod.keep()));
+            index.update(Update::Target(pod.keep()));
         }
         index
     }

@@ -4,7 +4,7 @@
 //! granted is guarded as the pod's own addresses are, and makes it a member of nothing: a group means its members' own.
 
 use crate::api::ALLOWED_EXTRA_ADDRESSES;
-use crate::index::{Pod, is_own};
+use crate::index::{Target, is_own};
 use crate::policy::{CidrError, CidrSet, parse_cidr};
 use ipnet::{IpNet, Ipv4AddrRange, Ipv6AddrRange};
 use std::collections::{BTreeMap, BTreeSet};
@@ -84,7 +84,7 @@ impl Allowances {
     }
 
     /// What a pod gets of what it declares. `taken` says who has an address already, if anybody else does.
-    pub fn grant(&self, pod: &Pod, taken: impl Fn(IpAddr) -> Option<String>) -> Extra {
+    pub fn grant(&self, pod: &Target, taken: impl Fn(IpAddr) -> Option<String>) -> Extra {
         let mut extra = Extra::default();
         let mut refuse = |entry: &str, why: String| extra.refused.push(format!("{}: {entry}: {why}", pod.name));
         for (count, entry) in pod.extra_addresses.iter().flat_map(|text| entries(text)).enumerate() {
@@ -154,12 +154,12 @@ mod tests {
     use k8s_openapi::api::core::v1 as core;
     use serde_json::json;
 
-    fn pod(declared: &str) -> Pod {
+    fn pod(declared: &str) -> Target {
         let pod: core::Pod = serde_json::from_value(json!({
             "metadata": { "namespace": "shop", "name": "db-0", "annotations": { EXTRA_ADDRESSES: declared } },
         }))
         .unwrap();
-        Pod::from(&pod)
+        Target::from(&pod)
     }
 
     fn granted(allowed: Option<&str>, declared: &str) -> (Vec<String>, Vec<String>) {

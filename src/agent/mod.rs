@@ -7,6 +7,7 @@ mod announce;
 pub mod attachments;
 mod check;
 mod data_path;
+mod declared;
 mod devices;
 mod drops;
 mod enforcer;
@@ -24,8 +25,7 @@ pub(crate) mod state;
 #[cfg(test)]
 mod tests;
 
-use crate::api::conditions::Verdict;
-use crate::api::{SecurityGroup, SecurityGroupBinding};
+use crate::api::{NetworkInterface, SecurityGroup, SecurityGroupBinding};
 use crate::index::{Feed, Update};
 use crate::nft::exec::Nft;
 use crate::nft::monitor::Monitor;
@@ -47,7 +47,7 @@ use kube::{Api, Client};
 use metrics::Metrics;
 use namespaces::AllowanceSink;
 use notices::Notices;
-use own_addresses::{AntiSpoofing, OwnAddresses};
+use own_addresses::{AntiSpoofing, OwnAddresses, Said};
 use remotes::Remotes;
 use report::Reporter;
 use state::{Gate, State};
@@ -128,8 +128,10 @@ pub async fn run(args: Args, client: Client, shutdown: Shutdown) -> anyhow::Resu
 
     let watches = Watches::new::<SecurityGroup>(client.clone(), timeline);
     let synced = Readiness::default();
-    let own = watcher::Config::default().fields(&format!("spec.nodeName={node_name}"));
-    watches.watch::<Pod, _>(own, news(&state, &dirty, Some(&attached)), &synced, "pods");
+    let own = || watcher::Config::default().fields(&format!("spec.nodeName={node_name}"));
+    watches.watch::<Pod, _>(own(), news(&state, &dirty, Some(&attached)), &synced, "pods");
+    let interfaces = news(&state, &dirty, Some(&attached));
+    watches.watch::<NetworkInterface, _>(own(), interfaces, &synced, "networkinterfaces");
     let all = watcher::Config::default;
     watches.watch::<SecurityGroup, _>(all(), news(&state, &dirty, None), &synced, "securitygroups");
     watches.watch::<SecurityGroupBinding, _>(all(), news(&state, &dirty, None), &synced, "securitygroupbindings");
@@ -202,9 +204,9 @@ fn enforce_own_addresses(
     monitor: &Arc<Monitor>,
     announcer: &Announcer,
     shutdown: &Shutdown,
-) -> anyhow::Result<(Receiver<Option<Verdict>>, Receiver<u64>)> {
+) -> anyhow::Result<(Receiver<Option<Said>>, Receiver<u64>)> {
     let notices = Notices::new(args.cni_cache.clone()).context("cannot listen for changes of network devices")?;
-    let (said, verdict) = channel(None);
+    let (said, own_addresses_only) = channel(None);
     let (settled, watched) = channel(0);
     let kernel = Kernel::new(Nft::default(), monitor, {
         let attached = attached.clone();
@@ -224,7 +226,7 @@ fn enforce_own_addresses(
         synced.ready().await;
         attached.run(shutdown, async move |reason| own_addresses.run(reason).await).await;
     });
-    Ok((verdict, watched))
+    Ok((own_addresses_only, watched))
 }
 
 /// Into the state. `dirty` is told of what changes the index, `curious` of any news.

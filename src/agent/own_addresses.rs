@@ -1,15 +1,18 @@
-//! Sees to it that no pod of this node sends with an address that is not its own (S9), guarded or not.
+//! Sees to it that nobody on this node sends with an address that is not its own (S9), guarded or not.
 //!
-//! Owns the `netdev` table. What the node's CNI plugins said and which devices exist makes it; the pods that the API server knows
-//! tell what is missing, and what they may use beside their own addresses.
+//! Owns the `netdev` table. What the node's CNI plugins said, what network interfaces declare and which devices exist makes it; the
+//! pods that the API server knows tell what is missing, and what they may use beside their own addresses.
 
 use super::Shared;
 use super::announce::Announcer;
 use super::attachments::Attachment;
+use super::declared::{self, Declared, Nature};
 use super::devices::{Cache, Links, links};
 use super::extra_addresses::{Extra, Widest};
 use super::kernel::Kernel;
 use crate::api::conditions::{OWN_ADDRESSES_ONLY, Verdict, listed};
+use crate::api::{DeviceState, ReportedInterface};
+use crate::index::TargetKind;
 use crate::nft::exec::NftError;
 use crate::nft::own::{Device, DeviceName, Devices, Invalid, Tunnels, Watched};
 use crate::policy::NamespacedName;
@@ -53,6 +56,15 @@ impl<T: FromStr> FromStr for Numbers<T> {
     }
 }
 
+/// What is to be said of this node.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Said {
+    /// Of its pods.
+    pub verdict: Verdict,
+    /// Of its network interfaces.
+    pub interfaces: Vec<ReportedInterface>,
+}
+
 /// The only one who decides what is committed to the `netdev` table.
 pub struct OwnAddresses {
     enabled: bool,
@@ -62,19 +74,19 @@ pub struct OwnAddresses {
     state: Shared,
     kernel: Kernel<Watched>,
     announcer: Announcer,
-    verdict: watch::Sender<Option<Verdict>>,
+    said: watch::Sender<Option<Said>>,
     /// Who waits at the gate is told here, by the revision of the attachments.
     settled: watch::Sender<u64>,
 }
 
 impl OwnAddresses {
-    /// Tells `verdict` what is to be said of this node, and `settled` up to where it is true.
+    /// Tells `said` what is to be said of this node, and `settled` up to where it is true.
     pub fn new(
         args: &AntiSpoofing,
         state: Shared,
         kernel: Kernel<Watched>,
         announcer: Announcer,
-        verdict: watch::Sender<Option<Verdict>>,
+        said: watch::Sender<Option<Said>>,
         settled: watch::Sender<u64>,
     ) -> Self {
         let AntiSpoofing { anti_spoofing, tunnel_protocols, tunnel_ports, widest: _, cni_cache } = args;
@@ -85,7 +97,7 @@ impl OwnAddresses {
             state,
             kernel,
             announcer,
-            verdict,
+            said,
             settled,
         }
     }
@@ -95,7 +107,10 @@ impl OwnAddresses {
         let revision = self.state.lock().attachments.revision();
         if !self.enabled {
             self.kernel.remove().await?;
-            self.say(false, "Disabled", "pods may send with any address: anti-spoofing is switched off".into());
+            let (_, interfaces) = self.declared(&links()?, &Devices::new());
+            let why = "anti-spoofing is switched off";
+            let interfaces = not_watched(interfaces, why);
+            self.say(false, "Disabled", format!("pods may send with any address: {why}"), interfaces);
             self.settled.send_replace(revision);
             return Ok(());
         }
@@ -113,6 +128,9 @@ impl OwnAddresses {
             });
             desired(attachments, &links, residents)
         };
+        let (declared, interfaces) = self.declared(&links, &devices);
+        let of_pods = devices.len();
+        let devices = devices.into_iter().chain(declared).collect();
         let mut watched = Watched { tunnels: self.tunnels.clone(), devices };
         let outcome = match self.kernel.enforce(watched.clone(), reason == Reason::Periodic).await {
             // Only the kernel's own "no" is about what was asked; all else is about the moment.
@@ -126,16 +144,17 @@ impl OwnAddresses {
         let damage = match outcome {
             Ok(damage) => damage,
             Err(error) => {
-                self.say(false, "NotCommitted", error.to_string());
+                let interfaces = not_watched(interfaces, &error.to_string());
+                self.say(false, "NotCommitted", error.to_string(), interfaces);
                 return Err(error);
             }
         };
         if unknown.is_empty() {
             // A declaration that is refused opens nothing: the node is what it should be.
             let refused = if refused.is_empty() { String::new() } else { format!("; refused: {}", listed(refused)) };
-            self.say(true, "Enforced", format!("{} devices of pods are watched{refused}", watched.devices.len()));
+            self.say(true, "Enforced", format!("{of_pods} devices of pods are watched{refused}"), interfaces);
         } else {
-            self.say(false, "DeviceUnknown", listed(unknown));
+            self.say(false, "DeviceUnknown", listed(unknown), interfaces);
         }
         self.settled.send_replace(revision);
         if let Some(damage) = damage {
@@ -157,14 +176,35 @@ impl OwnAddresses {
         refused
     }
 
-    fn say(&self, status: bool, reason: &'static str, message: String) {
-        let verdict = Some(Verdict { type_: OWN_ADDRESSES_ONLY, status, reason, message });
-        self.verdict.send_if_modified(|said| {
-            let news = *said != verdict;
-            *said = verdict;
+    /// The devices of network interfaces, and what is to be said of those.
+    fn declared(&self, links: &Links, of_pods: &Devices) -> (Devices, Vec<ReportedInterface>) {
+        let state = self.state.lock();
+        let interfaces = state.index.all_targets().filter(|target| target.kind == TargetKind::NetworkInterface);
+        let declared: Vec<Declared> =
+            interfaces.map(|target| Declared { target, addresses: state.own_addresses(target).collect() }).collect();
+        let names = declared.iter().filter_map(|declared| Some(declared.target.device.as_ref()?.name.as_str()));
+        let natures = Nature::read(names.filter(|name| links.contains_key(*name)));
+        declared::settle(declared, links, &natures, of_pods)
+    }
+
+    fn say(&self, status: bool, reason: &'static str, message: String, interfaces: Vec<ReportedInterface>) {
+        let verdict = Verdict { type_: OWN_ADDRESSES_ONLY, status, reason, message };
+        let now = Some(Said { verdict, interfaces });
+        self.said.send_if_modified(|said| {
+            let news = *said != now;
+            *said = now;
             news
         });
     }
+}
+
+/// The same, where what would be watched is not.
+fn not_watched(mut interfaces: Vec<ReportedInterface>, why: &str) -> Vec<ReportedInterface> {
+    for interface in interfaces.iter_mut().filter(|interface| interface.state == DeviceState::Watched) {
+        interface.state = DeviceState::NotWatched;
+        interface.message = format!("it may send with any address: {why}").chars().take(1000).collect();
+    }
+    interfaces
 }
 
 /// What should be in the kernel, and what cannot be, in words.

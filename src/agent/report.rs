@@ -1,5 +1,6 @@
 //! Writes the node's `NodeEnforcement`: the latest report, as soon as the last one is written.
 
+use super::own_addresses::Said;
 use super::state::Report;
 use crate::api::conditions::{self, DATA_PATH_READY, Verdict};
 use crate::api::{NodeEnforcement, NodeEnforcementSpec, NodeEnforcementStatus};
@@ -29,7 +30,7 @@ impl Reporter {
     pub fn start(
         client: Client,
         node: &Node,
-        own_addresses_only: watch::Receiver<Option<Verdict>>,
+        own_addresses_only: watch::Receiver<Option<Said>>,
         written: ReadyHandle,
         shutdown: Shutdown,
     ) -> std::io::Result<Self> {
@@ -74,7 +75,7 @@ impl Writer {
     async fn run(
         mut self,
         mut reports: watch::Receiver<Option<(Report, Vec<String>)>>,
-        mut own_addresses_only: watch::Receiver<Option<Verdict>>,
+        mut own_addresses_only: watch::Receiver<Option<Said>>,
     ) {
         let mut failures = 0;
         // Who reports lives as long as the agent.
@@ -110,7 +111,7 @@ impl Writer {
         &mut self,
         report: Report,
         problems: Vec<String>,
-        own_addresses_only: Option<Verdict>,
+        own_addresses_only: Option<Said>,
     ) -> kube::Result<()> {
         let mut object = match self.object.take() {
             Some(object) => object,
@@ -142,7 +143,7 @@ pub fn status(
     before: NodeEnforcementStatus,
     report: Report,
     problems: Vec<String>,
-    own_addresses_only: Option<Verdict>,
+    own_addresses_only: Option<Said>,
     boot_id: &str,
     now: Timestamp,
 ) -> NodeEnforcementStatus {
@@ -159,6 +160,8 @@ pub fn status(
     } else {
         Verdict { type_: DATA_PATH_READY, status: false, reason: "Bypassed", message: problems.join("; ") }
     };
+    let (own_addresses_only, network_interfaces) =
+        own_addresses_only.map(|said| (said.verdict, said.interfaces)).unzip();
     for verdict in [Some(verdict), Some(gate.verdict()), own_addresses_only].into_iter().flatten() {
         conditions::set(&mut conditions, verdict, None, now);
     }
@@ -171,6 +174,7 @@ pub fn status(
         bindings,
         failures,
         attachments,
+        network_interfaces: network_interfaces.unwrap_or_default(),
         conditions,
     }
 }

@@ -6,7 +6,7 @@ use super::attachments::{Attachments, Settled};
 use super::extra_addresses::{Allowances, Extra};
 use crate::api::conditions::{GATE_READY, Verdict};
 use crate::api::{EnforcedBinding, EnforcedGroup, EnforcedRemote, EnforcementFailure, PodAttachment};
-use crate::index::{AddressDigest, Index, Pod, RemoteMembers, Update};
+use crate::index::{AddressDigest, Index, RemoteMembers, Target, TargetKind, TargetName, Update};
 use crate::nft::{Profile, Ruleset, compile};
 use crate::policy::{self, Interface, NamespacedName};
 use std::collections::{BTreeMap, BTreeSet};
@@ -64,13 +64,13 @@ impl Gate {
 
 /// See the module.
 pub struct State {
-    /// The node's pods, and all groups and bindings.
+    /// The node's pods and network interfaces, and all groups and bindings.
     pub index: Index,
     /// The addresses of remote groups.
     pub remotes: RemoteMembers,
     /// What the CNI gate was told.
     pub attachments: Attachments,
-    /// What pods may use beside their own addresses.
+    /// What targets may use beside their own addresses.
     pub allowances: Allowances,
     /// How the CNI gate is.
     pub gate: Gate,
@@ -99,7 +99,7 @@ pub struct Desired {
 /// The part of a node's report that a commit makes true.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Report {
-    /// Guarded pods.
+    /// Guarded interfaces.
     pub interfaces: usize,
     /// See [`crate::api::NodeEnforcementStatus`].
     pub groups: Vec<EnforcedGroup>,
@@ -140,44 +140,47 @@ impl State {
     pub fn desired(&mut self) -> Desired {
         self.settle_addresses();
         let mut desired = Desired { settled: self.settled(), ..Desired::default() };
-        // Pods with the same groups share one.
+        // Targets with the same groups share one.
         let mut profiles: BTreeMap<BTreeSet<&NamespacedName>, (Interface, Arc<Profile>)> = BTreeMap::new();
-        // Who guards an address; `None` when more than one pod claims it.
+        // Who guards an address; `None` when more than one target claims it.
         let mut guarded: BTreeMap<IpAddr, Option<Arc<Profile>>> = BTreeMap::new();
         let mut extra: BTreeMap<IpAddr, Option<Arc<Profile>>> = BTreeMap::new();
         let mut groups: BTreeMap<NamespacedName, AddressDigest> = BTreeMap::new();
         let mut bindings: BTreeMap<NamespacedName, AddressDigest> = BTreeMap::new();
         let mut given_back = BTreeSet::new();
-        let mut pods: Vec<&Pod> = self.index.pods().filter(|pod| !pod.host_network).collect();
-        pods.sort_by(|a, b| a.name.cmp(&b.name));
-        for pod in pods {
+        let mut targets: Vec<&Target> = self.index.all_targets().filter(|target| !target.host_network).collect();
+        targets.sort_by(|a, b| (a.kind, &a.name).cmp(&(b.kind, &b.name)));
+        for target in targets {
             let mut attached = BTreeSet::new();
-            for binding in self.index.bindings_of(&pod.name) {
+            let mut is_guarded = false;
+            for binding in self.index.bindings_of(&target.key()) {
+                is_guarded = true;
                 attached.extend(&binding.groups);
-                add_all(bindings.entry(binding.name.clone()).or_default(), pod);
+                add_all(bindings.entry(binding.name.clone()).or_default(), target);
             }
-            if self.index.bindings_of(&pod.name).next().is_none() {
+            if !is_guarded {
                 continue;
             }
             desired.report.interfaces += 1;
             for group in &attached {
-                add_all(groups.entry((*group).clone()).or_default(), pod);
+                add_all(groups.entry((*group).clone()).or_default(), target);
                 if let Some(revision) = self.revision(group) {
                     desired.revisions.insert((*group).clone(), revision);
                 }
             }
-            given_back.extend(self.attachments.given_back(pod));
+            given_back.extend(self.attachments.given_back(target));
             let (_, profile) =
                 profiles.entry(attached).or_insert_with_key(|groups| self.profile(groups, &desired.revisions));
-            for address in pod.claimed() {
-                // A pod that claims the node's address must not close the node.
-                if !self.node_addresses.contains(address) {
-                    let contested = self.index.is_contested(*address);
-                    guarded.insert(*address, (!contested).then(|| profile.clone()));
+            for address in target.claimed() {
+                // Who claims the node's address must not close the node, and what is declared takes nothing from a pod.
+                if self.node_addresses.contains(address) || self.is_a_pods(target, *address) {
+                    continue;
                 }
+                let contested = self.index.is_contested(target, *address);
+                guarded.insert(*address, (!contested).then(|| profile.clone()));
             }
-            for address in self.extra_addresses(pod).addresses {
-                // One that pods share is guarded if they are guarded alike.
+            for address in self.extra_addresses(target).addresses {
+                // One that targets share is guarded if they are guarded alike.
                 let shared = extra.entry(address).or_insert_with(|| Some(profile.clone()));
                 if shared.as_ref().is_some_and(|other| !Arc::ptr_eq(other, profile)) {
                     *shared = None;
@@ -230,7 +233,9 @@ impl State {
             })
             .collect();
         desired.report.failures = self.failures(&desired.revisions);
-        let ahead = index.with_known_addresses().filter(|(pod, _)| index.bindings_of(pod).next().is_some());
+        let ahead = index
+            .with_known_addresses()
+            .filter(|(pod, _)| index.bindings_of(&TargetName::pod((*pod).clone())).next().is_some());
         desired.report.attachments = ahead
             .map(|(pod, (uid, addresses))| PodAttachment {
                 namespace: pod.namespace.clone(),
@@ -243,14 +248,25 @@ impl State {
         desired
     }
 
-    /// What a pod may use beside its own addresses.
-    pub fn extra_addresses(&self, pod: &Pod) -> Extra {
-        self.allowances.grant(pod, |address| {
+    /// Whether an address that somebody else claims is a pod's.
+    fn is_a_pods(&self, target: &Target, address: IpAddr) -> bool {
+        target.kind != TargetKind::Pod && self.index.claimants(address).any(|other| other.kind == TargetKind::Pod)
+    }
+
+    /// What a target may use beside its own addresses.
+    pub fn extra_addresses(&self, target: &Target) -> Extra {
+        self.allowances.grant(target, |address| {
             if self.node_addresses.contains(&address) {
                 return Some("this node".to_owned());
             }
-            self.index.claimants(address).find(|owner| **owner != pod.name).map(ToString::to_string)
+            self.index.claimants(address).find(|owner| **owner != target.key()).map(ToString::to_string)
         })
+    }
+
+    /// All that may come out of the device of a target, beside what is link-local.
+    pub fn own_addresses<'a>(&'a self, target: &'a Target) -> impl Iterator<Item = IpAddr> + 'a {
+        let own = self.index.addresses(target).filter(|address| !self.node_addresses.contains(address));
+        own.chain(self.extra_addresses(target).addresses)
     }
 
     /// The attachments that a ruleset made now would take into account.
@@ -357,6 +373,6 @@ fn enforced_remote(group: NamespacedName, addresses: &BTreeSet<IpAddr>) -> Enfor
     }
 }
 
-fn add_all(digest: &mut AddressDigest, pod: &Pod) {
-    pod.claimed().iter().for_each(|address| digest.add(*address));
+fn add_all(digest: &mut AddressDigest, target: &Target) {
+    target.claimed().iter().for_each(|address| digest.add(*address));
 }

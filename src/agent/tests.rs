@@ -3,7 +3,7 @@
 use super::check::find_refused;
 use super::state::{Desired, HeldBack, Revision, State};
 use crate::api::{SecurityGroup, SecurityGroupBinding, SecurityGroupSlice};
-use crate::index::{AddressDigest, Indexed, Update};
+use crate::index::{AddressDigest, Indexed, TargetName, Update};
 use crate::nft::{Guard, Name, View, compile};
 use crate::policy::{Family, Interface, NamespacedName};
 use k8s_openapi::api::core::v1::Pod;
@@ -73,7 +73,7 @@ fn state() -> State {
 
 impl State {
     fn pod(&mut self, pod: &str, app: &str, ips: &[&str]) {
-        self.index.update(Update::Pod(mk_pod(pod, app, ips).keep()));
+        self.index.update(Update::Target(mk_pod(pod, app, ips).keep()));
     }
 
     fn group(&mut self, group: &str, generation: i64, remotes: &[&str]) {
@@ -120,7 +120,7 @@ fn s9_extra_addresses_are_guarded_like_own_ones_and_are_no_members() {
     let declaring = |pod: &str, app: &str, own: &str, extra: &str| {
         let mut pod = mk_pod(pod, app, &[own]);
         pod.metadata.annotations = Some([("ringfence.io/extra-addresses".to_owned(), extra.to_owned())].into());
-        Update::Pod(pod.keep())
+        Update::Target(pod.keep())
     };
     // One is shared by two of a kind, one by two that are guarded differently; one is another pod's, and one is the node's.
     state.index.update(declaring("db-0", "db", "10.0.0.1", "10.9.0.1, 10.9.0.2, 10.9.0.3, 172.30.0.1"));
@@ -221,7 +221,7 @@ fn s10_an_address_that_two_pods_of_the_node_claim_is_closed() {
     assert_eq!(desired.ruleset.guards[&ip("10.0.0.1")], closed());
     assert_eq!(desired.ruleset.guards[&ip("10.0.0.2")], guard(&state, &["db"], Family::V4));
     // Whoever is left alone with it has it for its own.
-    state.index.update(Update::NoPod(name("p2")));
+    state.index.update(Update::NoTarget(TargetName::pod(name("p2"))));
     assert_eq!(state.desired().ruleset.guards[&ip("10.0.0.1")], guard(&state, &["db"], Family::V4));
 }
 
@@ -233,7 +233,7 @@ fn the_nodes_own_address_is_never_guarded() {
     state.pod("liar", "db", &[NODE, "10.0.0.1"]);
     let mut host = mk_pod("host", "db", &[NODE, "10.0.0.9"]);
     host.spec.as_mut().unwrap().host_network = Some(true);
-    state.index.update(Update::Pod(host.keep()));
+    state.index.update(Update::Target(host.keep()));
     let desired = state.desired();
     assert_eq!(guards(&desired), ["10.0.0.1"]);
     assert_eq!(desired.report.interfaces, 1, "pods on the host's network are no interfaces");

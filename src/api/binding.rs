@@ -17,7 +17,7 @@ use serde::{Deserialize, Serialize};
     category = "ringfence",
     status = "SecurityGroupBindingStatus",
     derive = "PartialEq",
-    doc = "SecurityGroupBinding attaches SecurityGroups to the pods it selects in its own namespace. A pod that any binding selects is guarded: only what a rule of one of its groups allows may pass, in each direction.",
+    doc = "SecurityGroupBinding attaches SecurityGroups to the pods or network interfaces it selects in its own namespace. One that any binding selects is guarded: only what a rule of one of its groups allows may pass, in each direction.",
     printcolumn(name = "Groups", type_ = "string", json_path = ".status.groups", description = "The groups attached"),
     printcolumn(
         name = "Targets",
@@ -71,6 +71,8 @@ pub struct LocalGroupReference {
 pub enum Target {
     /// Pods of the namespace of the binding.
     PodSelector(LabelSelector),
+    /// NetworkInterfaces of the namespace of the binding.
+    NetworkInterfaceSelector(LabelSelector),
 }
 
 /// What a binding selects: exactly one kind of target.
@@ -78,13 +80,17 @@ pub enum Target {
 #[derive(KubeSchema, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 #[x_kube(
-    validation = Rule::new("has(self.podSelector)").message("a target is exactly one kind of thing to select: write podSelector, {} for every pod of the namespace")
+    validation = Rule::new("has(self.podSelector) != has(self.networkInterfaceSelector)").message("a target is exactly one kind of thing to select: write podSelector ({} for every pod of the namespace), or networkInterfaceSelector")
 )]
 struct TargetSchema {
     /// Pods of this namespace; {} selects every one. Pods on the host's network are never selected: their address is the node's.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(schema_with = "schema::label_selector")]
     pod_selector: Option<LabelSelector>,
+    /// NetworkInterfaces of this namespace, which stand for machines that Kubernetes does not run; {} selects every one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(schema_with = "schema::label_selector")]
+    network_interface_selector: Option<LabelSelector>,
 }
 
 /// What is known of a SecurityGroupBinding; written by Ringfence alone.

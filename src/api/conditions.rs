@@ -9,6 +9,8 @@ pub const ACCEPTED: &str = "Accepted";
 pub const RESOLVED_REFS: &str = "ResolvedRefs";
 /// Every node concerned has this revision, memberships included, in its kernel.
 pub const ENFORCED: &str = "Enforced";
+/// On a NetworkInterface: its device is there, and nothing else than it declares comes out of it.
+pub const READY: &str = "Ready";
 /// Only while a deletion waits: the group is in use, and by whom.
 pub const DELETION_BLOCKED: &str = "DeletionBlocked";
 /// On a NodeEnforcement: the traffic of the node's pods passes the hooks Ringfence listens on.

@@ -83,6 +83,10 @@ pub struct NodeEnforcementStatus {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(extend("x-kubernetes-list-type" = "atomic"))]
     pub attachments: Vec<PodAttachment>,
+    /// NetworkInterfaces of the node, and how it is with their devices.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(extend("x-kubernetes-list-type" = "atomic"))]
+    pub network_interfaces: Vec<ReportedInterface>,
     /// DataPathReady, GateReady and OwnAddressesOnly.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 8), extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["type"]))]
@@ -148,6 +152,60 @@ pub struct EnforcementFailure {
     /// What the kernel or the compiler said.
     #[schemars(length(max = 1024))]
     pub message: String,
+}
+
+/// How it is with the device of a NetworkInterface.
+#[derive(JsonSchema, Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ReportedInterface {
+    /// Namespace of the NetworkInterface.
+    pub namespace: String,
+    /// Name of the NetworkInterface.
+    pub name: String,
+    /// UID of the NetworkInterface.
+    pub uid: String,
+    /// Generation of the NetworkInterface.
+    pub generation: i64,
+    /// How it is, in a word.
+    pub state: DeviceState,
+    /// How it is, in a sentence.
+    #[schemars(length(max = 1024))]
+    pub message: String,
+}
+
+/// How it is with the device of a NetworkInterface.
+#[derive(JsonSchema, Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub enum DeviceState {
+    /// Nothing but what is declared comes out of it.
+    Watched,
+    /// It is not there, or not yet.
+    DeviceNotFound,
+    /// It leads to something else.
+    DeviceInUse,
+    /// It is none that can lead to one machine.
+    DeviceUnsuitable,
+    /// It is a port of a bridge that hands no packets to the rules.
+    BridgeNotFiltered,
+    /// The node lets everyone send with any address.
+    NotWatched,
+    /// Something that an agent of another version says.
+    #[serde(other)]
+    Unknown,
+}
+
+impl DeviceState {
+    /// As the reason of a condition.
+    pub fn reason(self) -> &'static str {
+        match self {
+            Self::Watched => "Watched",
+            Self::DeviceNotFound => "DeviceNotFound",
+            Self::DeviceInUse => "DeviceInUse",
+            Self::DeviceUnsuitable => "DeviceUnsuitable",
+            Self::BridgeNotFiltered => "BridgeNotFiltered",
+            Self::NotWatched => "NotWatched",
+            Self::Unknown => "Unknown",
+        }
+    }
 }
 
 /// The addresses of a pod, whatever its status says.

@@ -6,6 +6,7 @@
 mod binding;
 pub mod conditions;
 mod enforcement;
+mod network_interface;
 pub mod reference;
 mod schema;
 mod security_group;
@@ -15,9 +16,10 @@ pub use binding::{
     LocalGroupReference, SecurityGroupBinding, SecurityGroupBindingSpec, SecurityGroupBindingStatus, Target,
 };
 pub use enforcement::{
-    EnforcedBinding, EnforcedGroup, EnforcedRemote, EnforcementFailure, NodeEnforcement, NodeEnforcementSpec,
-    NodeEnforcementStatus, PodAttachment,
+    DeviceState, EnforcedBinding, EnforcedGroup, EnforcedRemote, EnforcementFailure, NodeEnforcement,
+    NodeEnforcementSpec, NodeEnforcementStatus, PodAttachment, ReportedInterface,
 };
+pub use network_interface::{NetworkInterface, NetworkInterfaceSpec, NetworkInterfaceStatus};
 pub use security_group::{
     GroupReference, Icmp, NodeCount, Protocol, Remote, RuleCount, SecurityGroup, SecurityGroupRule, SecurityGroupSpec,
     SecurityGroupStatus,
@@ -33,19 +35,23 @@ pub const API_GROUP: &str = "ringfence.io";
 pub const FINALIZER: &str = "ringfence.io/in-use";
 /// On a slice: the name of the group whose addresses it carries.
 pub const GROUP_LABEL: &str = "ringfence.io/security-group";
-/// On a pod: addresses and prefixes that it may use beside its own, with commas between them.
+/// On a pod or a NetworkInterface: addresses and prefixes that it may use beside its own, with commas between them.
 pub const EXTRA_ADDRESSES: &str = "ringfence.io/extra-addresses";
-/// On a namespace: the addresses and prefixes of which its pods may declare some as extra.
+/// On a namespace: the addresses and prefixes of which what is in it may declare some as extra.
 pub const ALLOWED_EXTRA_ADDRESSES: &str = "ringfence.io/allowed-extra-addresses";
 /// Group names are label values on slices, which end at 63 characters.
 pub const MAX_GROUP_NAME: usize = 63;
 
 /// Every CRD of the product, in a stable order.
 pub fn crds() -> Vec<CustomResourceDefinition> {
-    [SecurityGroup::crd(), SecurityGroupBinding::crd(), SecurityGroupSlice::crd(), NodeEnforcement::crd()]
-        .into_iter()
-        .map(schema::without_nullable)
-        .collect()
+    let crds = [
+        SecurityGroup::crd(),
+        SecurityGroupBinding::crd(),
+        NetworkInterface::crd(),
+        SecurityGroupSlice::crd(),
+        NodeEnforcement::crd(),
+    ];
+    crds.into_iter().map(schema::without_nullable).collect()
 }
 
 /// A CRD as the YAML text that is committed under `crds/`.

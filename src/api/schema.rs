@@ -42,6 +42,30 @@ pub fn cidrs(_: &mut SchemaGenerator) -> Schema {
     })
 }
 
+/// Addresses of one interface.
+pub fn addresses(_: &mut SchemaGenerator) -> Schema {
+    json_schema!({
+        "type": "array",
+        "minItems": 1,
+        "maxItems": 16,
+        "items": {
+            "type": "string",
+            "maxLength": 39,
+            "x-kubernetes-validations": [
+                {
+                    "rule": "isIP(self)",
+                    "message": "must be an address, like 10.20.0.5 or fd00::5, without a prefix length",
+                },
+                {
+                    "rule": "!isIP(self) || ip(self).isGlobalUnicast() || (ip(self).family() == 6 && ip(self).isLinkLocalUnicast())",
+                    "message": "is no address that one interface can have for its own",
+                },
+            ],
+        },
+        "x-kubernetes-list-type": "set",
+    })
+}
+
 /// The rule that opens the egress of a new group. The API server writes it, so that everyone can see it.
 pub fn default_egress() -> Value {
     json!([{

@@ -3,7 +3,7 @@
 //! PURE. A node is believed about its own pods alone, as it is when it writes their status.
 
 use crate::api::NodeEnforcementStatus;
-use crate::index::{Index, Pod};
+use crate::index::{Index, Target};
 use crate::policy::NamespacedName;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::IpAddr;
@@ -67,7 +67,7 @@ impl Ahead {
         known
     }
 
-    fn of_pod(&mut self, pod: &Pod) -> Option<(String, BTreeSet<IpAddr>)> {
+    fn of_pod(&mut self, pod: &Target) -> Option<(String, BTreeSet<IpAddr>)> {
         let node = pod.node.as_ref()?;
         let (boot, known) = self.nodes.get(node)?;
         let addresses = match known.get(&(pod.name.clone(), pod.uid.clone())) {

@@ -8,10 +8,10 @@ use super::membership::Membership;
 use super::reports::{Differences, Reports};
 use super::shards::Shards;
 use crate::api::{
-    NodeEnforcement, SecurityGroup, SecurityGroupBinding, SecurityGroupBindingStatus, SecurityGroupSlice,
-    SecurityGroupSliceSpec, SecurityGroupStatus, SliceMember,
+    NetworkInterface, NetworkInterfaceStatus, NodeEnforcement, SecurityGroup, SecurityGroupBinding,
+    SecurityGroupBindingStatus, SecurityGroupSlice, SecurityGroupSliceSpec, SecurityGroupStatus, SliceMember,
 };
-use crate::index::{Changes, Index, Update, name_of};
+use crate::index::{Changes, Index, TargetKind, TargetName, Update, name_of};
 use crate::policy::NamespacedName;
 use k8s_openapi::api::core::v1::Node;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
@@ -26,6 +26,8 @@ pub enum Work {
     Group(NamespacedName),
     /// The status of a binding.
     Binding(NamespacedName),
+    /// The status of a network interface.
+    Interface(NamespacedName),
 }
 
 /// An object as the API server last showed it, as far as it is ours to write.
@@ -40,7 +42,7 @@ pub struct Seen<S> {
 /// See the module.
 #[derive(Default)]
 pub struct Cluster {
-    /// Pods, groups and bindings.
+    /// Targets, groups and bindings.
     pub index: Index,
     /// What nodes report.
     pub reports: Reports,
@@ -49,6 +51,7 @@ pub struct Cluster {
     ahead: Ahead,
     groups: HashMap<NamespacedName, Seen<SecurityGroupStatus>>,
     bindings: HashMap<NamespacedName, Seen<SecurityGroupBindingStatus>>,
+    interfaces: HashMap<NamespacedName, Seen<NetworkInterfaceStatus>>,
     slices: HashMap<NamespacedName, BTreeMap<String, Seen<SecurityGroupSliceSpec>>>,
     members: HashMap<NamespacedName, Membership>,
     targets: HashMap<NamespacedName, Membership>,
@@ -83,7 +86,8 @@ impl Cluster {
         let bindings = self.index.bindings().map(|b| Work::Binding(b.name.clone()));
         let wanted = self.shards.iter().flat_map(|(g, s)| s.names().map(|n| Work::Slice(g.clone(), n.clone())));
         let present = self.slices.iter().flat_map(|(g, s)| s.keys().map(|n| Work::Slice(g.clone(), n.clone())));
-        groups.chain(bindings).chain(wanted).chain(present).collect()
+        let interfaces = self.interfaces.keys().cloned().map(Work::Interface);
+        groups.chain(bindings).chain(interfaces).chain(wanted).chain(present).collect()
     }
 
     /// Puts members where the slices that there are have them, so that taking over from another leader writes nothing.
@@ -97,12 +101,12 @@ impl Cluster {
         }
     }
 
-    /// Takes in news of pods, groups or bindings.
+    /// Takes in news of targets, groups or bindings.
     pub fn update(&mut self, update: Update) {
         let pods = match &update {
-            Update::Pod(pod) => [pod.name.clone()].into(),
-            Update::NoPod(name) => [name.clone()].into(),
-            Update::Pods(_) => self.ahead.pods(),
+            Update::Target(target) if target.kind == TargetKind::Pod => [target.name.clone()].into(),
+            Update::NoTarget(TargetName { kind: TargetKind::Pod, name }) => [name.clone()].into(),
+            Update::Targets(TargetKind::Pod, _) => self.ahead.pods(),
             _ => BTreeSet::new(),
         };
         let before = Before::look(&self.index, &self.admin_ports, &update);
@@ -133,6 +137,14 @@ impl Cluster {
     pub fn see_binding(&mut self, name: NamespacedName, seen: Option<Seen<SecurityGroupBindingStatus>>) {
         let work = Work::Binding(name.clone());
         if see(&mut self.bindings, name, seen) {
+            self.work.insert(work);
+        }
+    }
+
+    /// Remembers what the API server shows of a network interface, `None` if it is gone.
+    pub fn see_interface(&mut self, name: NamespacedName, seen: Option<Seen<NetworkInterfaceStatus>>) {
+        let work = Work::Interface(name.clone());
+        if see(&mut self.interfaces, name, seen) {
             self.work.insert(work);
         }
     }
@@ -196,12 +208,19 @@ impl Cluster {
     pub fn set_report(&mut self, node: &str, report: Option<NodeEnforcement>) {
         let ahead = self.ahead.set(node, report.as_ref().and_then(|r| r.status.as_ref()));
         self.look_ahead(ahead);
-        let Differences { groups, remotes, bindings, all } = self.reports.set(node, report);
+        let Differences { groups, remotes, bindings, interfaces, all } = self.reports.set(node, report);
         for remote in remotes {
             self.work.extend(self.index.named_by(&remote).cloned().map(Work::Group));
         }
         self.work.extend(groups.into_iter().map(Work::Group));
         self.work.extend(bindings.into_iter().map(Work::Binding));
+        for interface in interfaces {
+            for binding in self.index.bindings_of(&TargetName::network_interface(interface.clone())) {
+                self.work.insert(Work::Binding(binding.name.clone()));
+                self.work.extend(binding.groups.iter().cloned().map(Work::Group));
+            }
+            self.work.insert(Work::Interface(interface));
+        }
         if all {
             self.standing_changed(node);
         }
@@ -219,6 +238,7 @@ impl Cluster {
             Work::Slice(..) => true,
             Work::Group(name) => self.groups.contains_key(name),
             Work::Binding(name) => self.bindings.contains_key(name),
+            Work::Interface(name) => self.interfaces.contains_key(name),
         }
     }
 
@@ -230,6 +250,11 @@ impl Cluster {
     /// What the API server last showed of a binding.
     pub fn seen_binding(&self, name: &NamespacedName) -> Option<&Seen<SecurityGroupBindingStatus>> {
         self.bindings.get(name)
+    }
+
+    /// What the API server last showed of a network interface.
+    pub fn seen_interface(&self, name: &NamespacedName) -> Option<&Seen<NetworkInterfaceStatus>> {
+        self.interfaces.get(name)
     }
 
     /// What the API server last showed of a slice.
@@ -259,17 +284,20 @@ impl Cluster {
         for group in &groups {
             self.group_changed(group);
         }
-        for (group, pod) in members {
-            self.member_changed(&group, &pod);
+        for (group, target) in members {
+            self.member_changed(&group, &target);
         }
-        for (binding, pod) in targets {
-            let selected = self.index.is_target(&binding, &pod);
+        for (binding, target) in targets {
+            let selected = self.index.is_target(&binding, &target);
             let membership = self.targets.entry(binding.clone()).or_default();
-            membership.update(&self.index, &pod, selected);
+            membership.update(&self.index, &target, selected);
             if membership.is_empty() {
                 self.targets.remove(&binding);
             }
             self.work.insert(Work::Binding(binding));
+            if target.kind == TargetKind::NetworkInterface {
+                self.work.insert(Work::Interface(target.name));
+            }
         }
         if !(groups.is_empty() && bindings.is_empty()) {
             // What was in use may not be any more.
@@ -319,8 +347,8 @@ impl Cluster {
         for target in stale {
             shards.set(&target, None);
         }
-        for pod in self.index.members(name) {
-            shards.set(&target(&pod.name), self.slice_member(name, &pod.name));
+        for member in self.index.members(name).map(|member| member.key()) {
+            shards.set(&member.in_namespace(), self.slice_member(name, &member));
         }
         self.work.extend(shards.names().map(|slice| Work::Slice(name.clone(), slice.clone())));
         self.work.extend(
@@ -330,14 +358,13 @@ impl Cluster {
     }
 
     fn is_target_of(&self, group: &NamespacedName, target: &str) -> bool {
-        let pod = target.strip_prefix("pod/").map(|pod| NamespacedName::new(&*group.namespace, pod));
-        pod.is_some_and(|pod| self.index.is_member(group, &pod))
+        TargetName::parse(&group.namespace, target).is_some_and(|target| self.index.is_member(group, &target))
     }
 
-    fn member_changed(&mut self, group: &NamespacedName, pod: &NamespacedName) {
-        let belongs = self.index.is_member(group, pod);
+    fn member_changed(&mut self, group: &NamespacedName, target: &TargetName) {
+        let belongs = self.index.is_member(group, target);
         let membership = self.members.entry(group.clone()).or_default();
-        let moved = membership.update(&self.index, pod, belongs);
+        let moved = membership.update(&self.index, target, belongs);
         if membership.is_empty() {
             self.members.remove(group);
         }
@@ -349,17 +376,22 @@ impl Cluster {
             // The remotes of its rules are needed elsewhere now.
             self.work.extend(self.remotes.get(group).into_iter().flatten().cloned().map(Work::Group));
         }
-        let member = self.slice_member(group, pod);
-        if let Some(slice) = self.shards.get_mut(group).and_then(|shards| shards.set(&target(pod), member)) {
+        let member = self.slice_member(group, target);
+        let shards = self.shards.get_mut(group);
+        if let Some(slice) = shards.and_then(|shards| shards.set(&target.in_namespace(), member)) {
             self.work.insert(Work::Slice(group.clone(), slice));
         }
     }
 
-    /// What slices should say of a pod; nothing, if it is no member or has no address to publish.
-    fn slice_member(&self, group: &NamespacedName, pod: &NamespacedName) -> Option<SliceMember> {
-        let pod = self.index.pod(pod).filter(|_| self.index.is_member(group, pod))?;
-        let addresses: Vec<_> = self.index.addresses(pod).collect();
-        (!addresses.is_empty()).then(|| SliceMember { target: target(&pod.name), addresses, node: pod.node.clone() })
+    /// What slices should say of a target; nothing, if it is no member or has no address to publish.
+    fn slice_member(&self, group: &NamespacedName, name: &TargetName) -> Option<SliceMember> {
+        let target = self.index.target(name).filter(|_| self.index.is_member(group, name))?;
+        let addresses: Vec<_> = self.index.addresses(target).collect();
+        (!addresses.is_empty()).then(|| SliceMember {
+            target: name.in_namespace(),
+            addresses,
+            node: target.node.clone(),
+        })
     }
 
     /// A node's word counts differently now, and with it all that the node has or should have. Rare enough for a walk.
@@ -371,15 +403,13 @@ impl Cluster {
         }
         let selected = self.targets.iter().filter(|(_, m)| m.on_node(node).is_some());
         self.work.extend(selected.map(|(binding, _)| Work::Binding(binding.clone())));
+        let hosted = self.index.all_targets().filter(|target| target.node.as_deref() == Some(node));
+        let interfaces = hosted.filter(|target| target.kind == TargetKind::NetworkInterface);
+        self.work.extend(interfaces.map(|interface| Work::Interface(interface.name.clone())));
         let Some(report) = self.reports.of(node) else { return };
         self.work.extend(report.groups.keys().chain(report.remotes.keys()).cloned().map(Work::Group));
         self.work.extend(report.bindings.keys().cloned().map(Work::Binding));
     }
-}
-
-/// How slices call a pod.
-fn target(pod: &NamespacedName) -> String {
-    format!("pod/{}", pod.name)
 }
 
 /// Remembers the newer of two sights of an object; tells whether that was the new one.
@@ -406,6 +436,12 @@ fn is_newer(old: &ObjectMeta, new: &ObjectMeta) -> bool {
 impl From<&SecurityGroup> for Seen<SecurityGroupStatus> {
     fn from(group: &SecurityGroup) -> Self {
         Self { metadata: without_managers(&group.metadata), ours: group.status.clone().unwrap_or_default() }
+    }
+}
+
+impl From<&NetworkInterface> for Seen<NetworkInterfaceStatus> {
+    fn from(interface: &NetworkInterface) -> Self {
+        Self { metadata: without_managers(&interface.metadata), ours: interface.status.clone().unwrap_or_default() }
     }
 }
 

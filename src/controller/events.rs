@@ -1,12 +1,14 @@
-//! Events on groups and bindings: what an operator sees in `kubectl describe`.
+//! Events on groups, bindings and network interfaces: what an operator sees in `kubectl describe`.
 //!
 //! What is worth one is decided purely; a task writes them, one after the other. Conditions say how it is, events what
 //! happened: losing one loses nothing that is not said elsewhere.
 
 use super::cluster::Work;
 use super::lock_out::Notice;
-use crate::api::conditions::{ACCEPTED, DELETION_BLOCKED, ENFORCED, RESOLVED_REFS};
-use crate::api::{SecurityGroup, SecurityGroupBinding, SecurityGroupBindingStatus, SecurityGroupStatus};
+use crate::api::conditions::{ACCEPTED, DELETION_BLOCKED, ENFORCED, READY, RESOLVED_REFS};
+use crate::api::{
+    NetworkInterfaceStatus, SecurityGroup, SecurityGroupBinding, SecurityGroupBindingStatus, SecurityGroupStatus,
+};
 use crate::runtime::{Shutdown, chain};
 use k8s_openapi::api::core::v1::ObjectReference;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
@@ -111,6 +113,12 @@ impl From<&SecurityGroupBindingStatus> for Said {
     }
 }
 
+impl From<&NetworkInterfaceStatus> for Said {
+    fn from(status: &NetworkInterfaceStatus) -> Self {
+        Self { generation: status.observed_generation, conditions: status.conditions.clone() }
+    }
+}
+
 /// What has become wrong between two statuses of an object.
 pub fn of_conditions(before: &[Condition], after: &[Condition]) -> Vec<Event> {
     let is_new = |now: &&Condition| {
@@ -119,8 +127,9 @@ pub fn of_conditions(before: &[Condition], after: &[Condition]) -> Vec<Event> {
     let told = after.iter().filter(is_new).filter_map(|now| {
         let reason = match (now.type_.as_str(), now.status.as_str(), now.reason.as_str()) {
             (ENFORCED, "False", reason @ ("Refused" | "Bypassed")) => reason,
-            (ACCEPTED, _, reason @ ("Invalid" | "AddressConflict" | "HostNetworkPods")) => reason,
+            (ACCEPTED, _, reason @ ("Invalid" | "AddressConflict" | "AddressReserved" | "HostNetworkPods")) => reason,
             (RESOLVED_REFS, "False", reason) => reason,
+            (READY, "False", reason) if reason != "Pending" => reason,
             (DELETION_BLOCKED, "True", _) => "DeletionBlocked",
             _ => return None,
         };

@@ -2,8 +2,8 @@
 
 use super::Shared;
 use super::cluster::{Cluster, Seen};
-use crate::api::{NodeEnforcement, SecurityGroup, SecurityGroupBinding, SecurityGroupSlice};
-use crate::index::{Feed, Indexed, Update, name_of};
+use crate::api::{NetworkInterface, NodeEnforcement, SecurityGroup, SecurityGroupBinding, SecurityGroupSlice};
+use crate::index::{Feed, Indexed, TargetKind, Update, name_of};
 use crate::policy::NamespacedName;
 use crate::runtime::watch::{Malformed, Sink};
 use ipnet::IpNet;
@@ -13,7 +13,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::Resource;
 use std::collections::{BTreeMap, BTreeSet};
 
-/// Pods, groups and bindings: into the index, and what is ours to write of them into the cluster's memory.
+/// Targets, groups and bindings: into the index, and what is ours to write of them into the cluster's memory.
 pub struct Objects(pub Shared);
 
 /// A kind that goes into the index, and of which we may write a part.
@@ -31,6 +31,21 @@ pub trait Tracked: Indexed + Resource {
 }
 
 impl Tracked for Pod {}
+
+impl Tracked for NetworkInterface {
+    fn see(&self, cluster: &mut Cluster) {
+        cluster.see_interface(name_of(&self.metadata), Some(self.into()));
+    }
+
+    fn forget(name: NamespacedName, cluster: &mut Cluster) {
+        cluster.see_interface(name, None);
+    }
+
+    fn known(cluster: &Cluster) -> Vec<NamespacedName> {
+        let targets = cluster.index.all_targets().filter(|target| target.kind == TargetKind::NetworkInterface);
+        targets.map(|target| target.name.clone()).collect()
+    }
+}
 
 impl Tracked for SecurityGroup {
     fn see(&self, cluster: &mut Cluster) {

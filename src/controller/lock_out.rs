@@ -4,7 +4,7 @@
 //! bindings they have. What kubectl warns of beforehand knows one group only.
 
 use crate::api::conditions::listed;
-use crate::index::{Binding, Group, Index, Pod, Update};
+use crate::index::{Binding, Group, Index, Target, TargetName, Update};
 use crate::policy::{Direction, NamespacedName, Traffic, Transport};
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -30,7 +30,7 @@ pub struct Notice {
     /// The ports that it does not open any more.
     pub ports: BTreeSet<u16>,
     /// The targets that nobody can reach on one of them any more. None: others let people in.
-    pub lost: BTreeSet<NamespacedName>,
+    pub lost: BTreeSet<TargetName>,
     /// The other groups that do.
     pub kept_by: BTreeSet<NamespacedName>,
 }
@@ -51,7 +51,7 @@ impl Notice {
 pub struct Before {
     subject: Subject,
     opened: BTreeSet<u16>,
-    targets: BTreeMap<NamespacedName, BTreeSet<u16>>,
+    targets: BTreeMap<TargetName, BTreeSet<u16>>,
 }
 
 impl Before {
@@ -80,7 +80,7 @@ impl Before {
                 (of_binding(old), opened_through(index, old, ports))
             }
             // After a list nobody knows who changed what.
-            Update::Pod(_) | Update::NoPod(_) | Update::Pods(_) | Update::Groups(_) | Update::Bindings(_) => {
+            Update::Target(_) | Update::NoTarget(_) | Update::Targets(..) | Update::Groups(_) | Update::Bindings(_) => {
                 return None;
             }
         };
@@ -88,7 +88,7 @@ impl Before {
         if opened.is_empty() {
             return None;
         }
-        let ways_in = |pod: &Pod| (pod.name.clone(), open(index, &pod.name, &opened));
+        let ways_in = |target: &Target| (target.key(), open(index, &target.key(), &opened));
         let targets: BTreeMap<_, _> = match subject.is_group {
             true => index.members(&subject.name).map(ways_in).collect(),
             false => index.targets(&subject.name).map(ways_in).collect(),
@@ -101,14 +101,14 @@ impl Before {
         let Self { subject, opened, targets } = self;
         let (mut lost, mut kept_by) = (BTreeSet::new(), BTreeSet::new());
         let mut ports = BTreeSet::new();
-        for (pod, before) in targets {
-            let after = open(index, &pod, &before);
+        for (target, before) in targets {
+            let after = open(index, &target, &before);
             ports.extend(before.difference(&after).copied());
             if after != before {
-                lost.insert(pod);
+                lost.insert(target);
                 continue;
             }
-            let groups = groups_of(index, &pod).filter(|group| !opened_by(group, &opened).is_empty());
+            let groups = groups_of(index, &target).filter(|group| !opened_by(group, &opened).is_empty());
             kept_by.extend(groups.map(|group| group.name.clone()));
         }
         if lost.is_empty() {
@@ -129,15 +129,15 @@ fn of_binding(binding: &Binding) -> Subject {
     Subject { is_group: false, name: binding.name.clone(), uid: binding.uid.clone() }
 }
 
-/// The groups attached to a pod.
-fn groups_of<'a>(index: &'a Index, pod: &NamespacedName) -> impl Iterator<Item = &'a Group> {
-    let names: BTreeSet<&NamespacedName> = index.bindings_of(pod).flat_map(|binding| &binding.groups).collect();
+/// The groups attached to a target.
+fn groups_of<'a>(index: &'a Index, target: &TargetName) -> impl Iterator<Item = &'a Group> {
+    let names: BTreeSet<&NamespacedName> = index.bindings_of(target).flat_map(|binding| &binding.groups).collect();
     names.into_iter().filter_map(|name| index.group(name))
 }
 
-/// Of some ports, those on which a pod lets somebody in.
-fn open(index: &Index, pod: &NamespacedName, ports: &AdminPorts) -> BTreeSet<u16> {
-    groups_of(index, pod).flat_map(|group| opened_by(group, ports)).collect()
+/// Of some ports, those on which a target lets somebody in.
+fn open(index: &Index, target: &TargetName, ports: &AdminPorts) -> BTreeSet<u16> {
+    groups_of(index, target).flat_map(|group| opened_by(group, ports)).collect()
 }
 
 fn opened_through(index: &Index, binding: &Binding, ports: &AdminPorts) -> BTreeSet<u16> {

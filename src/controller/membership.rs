@@ -1,16 +1,15 @@
-//! Who belongs to a group or a binding, kept so that one pod's change costs one pod's work.
+//! Who belongs to a group or a binding, kept so that one target's change costs one target's work.
 //!
 //! PURE.
 
-use crate::index::{AddressDigest, Index};
-use crate::policy::NamespacedName;
+use crate::index::{AddressDigest, Index, TargetName};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::IpAddr;
 
 /// The members of one group, or the targets of one binding.
 #[derive(Debug, Default)]
 pub struct Membership {
-    pods: HashMap<NamespacedName, Record>,
+    targets: HashMap<TargetName, Record>,
     nodes: BTreeMap<String, OnNode>,
     /// The addresses that are published: beyond doubt their owners'.
     pub published: AddressDigest,
@@ -26,12 +25,12 @@ struct Record {
 /// The part of a membership that one node enforces.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct OnNode {
-    pods: usize,
-    /// The addresses that pods of the node claim: what its agent guards.
+    targets: usize,
+    /// The addresses that targets on the node claim: what its agent guards.
     pub claimed: AddressDigest,
 }
 
-/// What an update changed, beside the pod itself.
+/// What an update changed, beside the target itself.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Moved {
     /// The published addresses are others.
@@ -41,19 +40,19 @@ pub struct Moved {
 }
 
 impl Membership {
-    /// Takes in a pod as the index has it; `belongs` says whether it is a member at all.
-    pub fn update(&mut self, index: &Index, pod: &NamespacedName, belongs: bool) -> Moved {
-        let pod_now = index.pod(pod).filter(|p| belongs && !p.host_network);
-        let now = pod_now.map(|p| Record {
-            node: p.node.clone(),
-            claimed: p.claimed().clone(),
-            published: index.addresses(p).collect(),
+    /// Takes in a target as the index has it; `belongs` says whether it is a member at all.
+    pub fn update(&mut self, index: &Index, name: &TargetName, belongs: bool) -> Moved {
+        let target = index.target(name).filter(|t| belongs && !t.host_network);
+        let now = target.map(|t| Record {
+            node: t.node.clone(),
+            claimed: t.claimed().clone(),
+            published: index.addresses(t).collect(),
         });
-        if self.pods.get(pod) == now.as_ref() {
+        if self.targets.get(name) == now.as_ref() {
             return Moved::default();
         }
         let (digest, nodes) = (self.published, self.nodes.len());
-        let before = self.pods.remove(pod);
+        let before = self.targets.remove(name);
         let node_before = before.as_ref().and_then(|r| r.node.clone());
         let node_now = now.as_ref().and_then(|r| r.node.clone());
         if let Some(record) = before {
@@ -61,19 +60,19 @@ impl Membership {
         }
         if let Some(record) = now {
             self.count(&record, true);
-            self.pods.insert(pod.clone(), record);
+            self.targets.insert(name.clone(), record);
         }
         Moved { addresses: digest != self.published, nodes: nodes != self.nodes.len() || node_before != node_now }
     }
 
     /// How many interfaces there are.
     pub fn len(&self) -> usize {
-        self.pods.len()
+        self.targets.len()
     }
 
     /// Whether there is nobody.
     pub fn is_empty(&self) -> bool {
-        self.pods.is_empty()
+        self.targets.is_empty()
     }
 
     /// The nodes that host one.
@@ -92,11 +91,11 @@ impl Membership {
         }
         let Some(node) = &record.node else { return };
         let on_node = self.nodes.entry(node.clone()).or_default();
-        on_node.pods = if comes { on_node.pods + 1 } else { on_node.pods.saturating_sub(1) };
+        on_node.targets = if comes { on_node.targets + 1 } else { on_node.targets.saturating_sub(1) };
         for address in &record.claimed {
             if comes { on_node.claimed.add(*address) } else { on_node.claimed.remove(*address) }
         }
-        if on_node.pods == 0 {
+        if on_node.targets == 0 {
             self.nodes.remove(node);
         }
     }

@@ -21,7 +21,7 @@ mod writers;
 #[cfg(test)]
 mod tests;
 
-use crate::api::{NodeEnforcement, SecurityGroup, SecurityGroupBinding, SecurityGroupSlice};
+use crate::api::{NetworkInterface, NodeEnforcement, SecurityGroup, SecurityGroupBinding, SecurityGroupSlice};
 use crate::runtime::admin::{Admin, Readiness};
 use crate::runtime::timeline::Timeline;
 use crate::runtime::watch::Watches;
@@ -133,6 +133,7 @@ pub async fn run(args: Args, client: Client, shutdown: Shutdown) -> anyhow::Resu
     watches.watch::<SecurityGroupSlice, _>(all(), Slices(shared.clone()), &readiness, "securitygroupslices");
     watches.watch::<NodeEnforcement, _>(all(), Reported(shared.clone()), &readiness, "nodeenforcements");
     watches.watch::<Pod, _>(all(), Objects(shared.clone()), &readiness, "pods");
+    watches.watch::<NetworkInterface, _>(all(), Objects(shared.clone()), &readiness, "networkinterfaces");
     watches.watch::<SecurityGroup, _>(all(), Objects(shared.clone()), &readiness, "securitygroups");
     watches.watch::<SecurityGroupBinding, _>(all(), Objects(shared.clone()), &readiness, "securitygroupbindings");
     // Who does not know the whole must not lead: what it has not seen yet would look deleted.

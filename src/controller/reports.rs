@@ -5,6 +5,7 @@
 use crate::api::conditions::DATA_PATH_READY;
 use crate::api::{
     EnforcedBinding, EnforcedGroup, EnforcedRemote, EnforcementFailure, NodeEnforcement, NodeEnforcementStatus,
+    ReportedInterface,
 };
 use crate::policy::NamespacedName;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
@@ -22,6 +23,8 @@ pub struct Report {
     pub bindings: BTreeMap<NamespacedName, (String, i64, String)>,
     /// Groups whose revision the kernel refused.
     pub failures: BTreeMap<NamespacedName, String>,
+    /// Network interfaces, and how it is with their devices.
+    pub interfaces: BTreeMap<NamespacedName, ReportedInterface>,
     /// What bypasses the rules there.
     pub bypassed: Option<String>,
 }
@@ -38,6 +41,7 @@ impl From<NodeEnforcementStatus> for Report {
             bindings,
             failures,
             attachments: _,
+            network_interfaces,
             conditions,
         } = status;
         let bypassed = conditions.into_iter().find(|c| c.type_ == DATA_PATH_READY && c.status == "False");
@@ -63,6 +67,10 @@ impl From<NodeEnforcementStatus> for Report {
                 .into_iter()
                 .map(|EnforcementFailure { namespace, name: n, message }| (name(namespace, n), message))
                 .collect(),
+            interfaces: network_interfaces
+                .into_iter()
+                .map(|interface| (name(interface.namespace.clone(), interface.name.clone()), interface))
+                .collect(),
             bypassed: bypassed.map(|c| c.message),
         }
     }
@@ -77,6 +85,8 @@ pub struct Differences {
     pub remotes: BTreeSet<NamespacedName>,
     /// Bindings.
     pub bindings: BTreeSet<NamespacedName>,
+    /// Network interfaces: who selects one is concerned too.
+    pub interfaces: BTreeSet<NamespacedName>,
     /// It speaks of another boot, or of another data path: that puts all that the node has, and has not, in another light.
     pub all: bool,
 }
@@ -102,6 +112,7 @@ impl Reports {
         differences.remotes.extend(differing(&old.remotes, &new.remotes));
         differences.groups.extend(differences.remotes.iter().cloned());
         differences.bindings.extend(differing(&old.bindings, &new.bindings));
+        differences.interfaces.extend(differing(&old.interfaces, &new.interfaces));
         reindex(
             &mut self.groups,
             node,

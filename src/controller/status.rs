@@ -1,4 +1,4 @@
-//! What to say of groups and bindings.
+//! What to say of groups, bindings and network interfaces.
 //!
 //! PURE. Statuses are computed from the cluster as it is, and written where they differ from what is there.
 
@@ -6,8 +6,8 @@ use super::cluster::Cluster;
 use super::release::users;
 use super::truth;
 use crate::api::conditions::{self, ACCEPTED, DELETION_BLOCKED, ENFORCED, RESOLVED_REFS, Verdict, listed};
-use crate::api::{RuleCount, SecurityGroupBindingStatus, SecurityGroupStatus};
-use crate::index::{AddressDigest, Binding, Group, Pod};
+use crate::api::{NetworkInterfaceStatus, RuleCount, SecurityGroupBindingStatus, SecurityGroupStatus};
+use crate::index::{AddressDigest, Binding, Group, Target, TargetName};
 use crate::policy::NamespacedName;
 use jiff::Timestamp;
 use std::collections::BTreeSet;
@@ -65,6 +65,25 @@ pub fn of_binding(
         groups: Some(binding.groups.iter().map(|g| g.name.as_str()).collect::<Vec<_>>().join(",")),
         targets: Some(count(cluster.targets(name).map_or(0, |m| m.len()))),
         nodes: Some(nodes),
+    })
+}
+
+/// The status of a network interface; `None` if there is no such interface.
+pub fn of_interface(
+    cluster: &Cluster,
+    name: &NamespacedName,
+    before: &NetworkInterfaceStatus,
+    now: Timestamp,
+) -> Option<NetworkInterfaceStatus> {
+    let key = TargetName::network_interface(name.clone());
+    let interface = cluster.index.target(&key)?;
+    let groups: BTreeSet<&str> =
+        cluster.index.bindings_of(&key).flat_map(|b| &b.groups).map(|group| group.name.as_str()).collect();
+    let verdicts = vec![interface_accepted(cluster, interface), truth::of_interface(cluster, interface)];
+    Some(NetworkInterfaceStatus {
+        observed_generation: Some(interface.generation),
+        conditions: conditions_of(&before.conditions, verdicts, interface.generation, now),
+        groups: (!groups.is_empty()).then(|| groups.into_iter().collect::<Vec<_>>().join(",")),
     })
 }
 
@@ -134,25 +153,46 @@ fn binding_accepted(cluster: &Cluster, binding: &Binding) -> Verdict {
         let message = format!("{error}. What the binding said before stays in force");
         return Verdict { type_: ACCEPTED, status: false, reason: "Invalid", message };
     }
-    let host: Vec<&Pod> = cluster.index.targets(&binding.name).filter(|pod| pod.host_network).collect();
+    let host: Vec<&Target> = cluster.index.targets(&binding.name).filter(|pod| pod.host_network).collect();
     if !host.is_empty() {
         let names: BTreeSet<&str> = host.iter().map(|pod| pod.name.name.as_str()).collect();
         let message =
             format!("pods on the host's network have the node's address and cannot be guarded: {}", listed(names));
         return Verdict { type_: ACCEPTED, status: true, reason: "HostNetworkPods", message };
     }
-    let contested: BTreeSet<String> = cluster
-        .index
-        .targets(&binding.name)
-        .flat_map(|pod| pod.claimed())
-        .filter(|address| cluster.index.is_contested(**address))
-        .map(|address| format!("{address} ({})", listed(cluster.index.claimants(*address))))
-        .collect();
+    let contested: BTreeSet<String> =
+        cluster.index.targets(&binding.name).flat_map(|t| contested(cluster, t)).collect();
     if !contested.is_empty() {
-        let message = format!("addresses that several live pods claim belong to none of them: {}", listed(contested));
+        let message =
+            format!("addresses that several live targets claim belong to none of them: {}", listed(contested));
         return Verdict { type_: ACCEPTED, status: true, reason: "AddressConflict", message };
     }
     Verdict { type_: ACCEPTED, status: true, reason: "Accepted", message: "the binding is valid".into() }
+}
+
+fn interface_accepted(cluster: &Cluster, interface: &Target) -> Verdict {
+    let no = |reason, message| Verdict { type_: ACCEPTED, status: false, reason, message };
+    let contested: Vec<String> = contested(cluster, interface).collect();
+    if !contested.is_empty() {
+        return no(
+            "AddressConflict",
+            format!("addresses that others claim too, and that are not its own: {}", listed(contested)),
+        );
+    }
+    let reserved: Vec<_> = interface.claimed().iter().filter(|a| cluster.index.is_reserved(**a)).collect();
+    if !reserved.is_empty() {
+        return no(
+            "AddressReserved",
+            format!("addresses of nodes or Services, which no group ever means: {}", listed(reserved)),
+        );
+    }
+    Verdict { type_: ACCEPTED, status: true, reason: "Accepted", message: "its addresses are its own".into() }
+}
+
+/// The addresses of a target that are not its own because others claim them, and who those are.
+fn contested<'a>(cluster: &'a Cluster, target: &'a Target) -> impl Iterator<Item = String> + 'a {
+    let contested = target.claimed().iter().filter(|address| cluster.index.is_contested(target, **address));
+    contested.map(|address| format!("{address} ({})", listed(cluster.index.claimants(*address))))
 }
 
 fn binding_refs(cluster: &Cluster, binding: &Binding) -> Verdict {

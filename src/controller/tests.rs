@@ -1,6 +1,7 @@
 //! The controller's pure parts against an API server in memory and real agents' states.
 
 mod agreement;
+mod interfaces;
 mod lock_out;
 mod objects;
 mod slices;

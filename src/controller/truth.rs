@@ -4,9 +4,9 @@
 //! addresses they guard, the members of the remotes they name, and the group's own members where others' rules name it.
 
 use super::cluster::Cluster;
-use crate::api::NodeCount;
-use crate::api::conditions::{ENFORCED, Verdict, listed};
-use crate::index::AddressDigest;
+use crate::api::conditions::{ENFORCED, READY, Verdict, listed};
+use crate::api::{DeviceState, NodeCount};
+use crate::index::{AddressDigest, Target, TargetName};
 use crate::policy::NamespacedName;
 use std::collections::BTreeSet;
 
@@ -112,6 +112,9 @@ fn group_on(cluster: &Cluster, name: &NamespacedName, node: &str) -> Lacks {
     {
         return Lacks::Refused(message.clone());
     }
+    if let Some(lacks) = bypassing(report, |interface| cluster.index.is_member(name, interface)) {
+        return lacks;
+    }
     let own = match (attached, report.groups.get(name)) {
         (None, None) => true,
         (Some(members), Some((uid, generation, digest))) => {
@@ -142,6 +145,9 @@ fn binding_on(cluster: &Cluster, name: &NamespacedName, node: &str) -> Lacks {
     };
     let binding = cluster.index.binding(name);
     let targets = cluster.targets(name).and_then(|m| m.on_node(node));
+    if let Some(lacks) = bypassing(report, |interface| cluster.index.is_target(name, interface)) {
+        return lacks;
+    }
     let same = match (targets, report.bindings.get(name)) {
         (None, None) => true,
         (Some(targets), Some((uid, generation, digest))) => {
@@ -151,6 +157,13 @@ fn binding_on(cluster: &Cluster, name: &NamespacedName, node: &str) -> Lacks {
         (None, Some(_)) | (Some(_), None) => false,
     };
     if same { Lacks::Nothing } else { Lacks::Behind }
+}
+
+/// Of the network interfaces concerned, one whose traffic does not pass the rules of its node.
+fn bypassing(report: &super::reports::Report, concerned: impl Fn(&TargetName) -> bool) -> Option<Lacks> {
+    let bypassed = report.interfaces.iter().filter(|(_, said)| said.state == DeviceState::BridgeNotFiltered);
+    let mut named = bypassed.map(|(name, said)| (TargetName::network_interface(name.clone()), said));
+    named.find(|(name, _)| concerned(name)).map(|(name, said)| Lacks::Bypassed(format!("{name}: {}", said.message)))
 }
 
 /// What a node's agent says, as a whole.
@@ -181,6 +194,21 @@ pub fn state_of_node(cluster: &Cluster, node: &str) -> NodeState {
         Ok(_) => NodeState::Reporting,
         Err(Lacks::Bypassed(_)) => NodeState::Bypassed,
         Err(_) => NodeState::Silent,
+    }
+}
+
+/// Whether nothing but what a network interface declares comes out of its device.
+pub fn of_interface(cluster: &Cluster, interface: &Target) -> Verdict {
+    let verdict = |status, reason, message| Verdict { type_: READY, status, reason, message };
+    let node = interface.node.as_deref().unwrap_or_default();
+    if cluster.boot_of(node).is_none() {
+        return verdict(false, "NodeNotFound", format!("there is no node {node}"));
+    }
+    // That traffic there bypasses the rules says nothing about its devices.
+    let said = cluster.reports.of(node).and_then(|report| report.interfaces.get(&interface.name));
+    match said.filter(|said| said.uid == interface.uid && said.generation == interface.generation) {
+        Some(said) => verdict(said.state == DeviceState::Watched, said.state.reason(), said.message.clone()),
+        None => verdict(false, "Pending", format!("the agent on {node} has not spoken of this revision yet")),
     }
 }
 

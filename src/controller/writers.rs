@@ -6,7 +6,8 @@ use super::metrics::Metrics;
 use super::{Shared, release, status};
 use crate::api::conditions::ENFORCED;
 use crate::api::{
-    FINALIZER, GROUP_LABEL, SecurityGroup, SecurityGroupBinding, SecurityGroupSlice, SecurityGroupSliceSpec,
+    FINALIZER, GROUP_LABEL, NetworkInterface, SecurityGroup, SecurityGroupBinding, SecurityGroupSlice,
+    SecurityGroupSliceSpec,
 };
 use crate::policy::NamespacedName;
 use crate::runtime::{Outcome, chain};
@@ -61,6 +62,7 @@ impl Writers {
         let result = match &work {
             Work::Group(name) => self.group(&work, name).await,
             Work::Binding(name) => self.binding(&work, name).await,
+            Work::Interface(name) => self.interface(&work, name).await,
             Work::Slice(group, name) => self.slice(group, name).await,
         };
         if !self.shared.lock().shows(&work) {
@@ -115,6 +117,21 @@ impl Writers {
         self.tell(work, &object, &before, object.status.as_ref().map(Said::from));
         self.metrics.writes.inc();
         self.shared.lock().see_binding(name.clone(), Some((&object).into()));
+        Ok(())
+    }
+
+    async fn interface(&self, work: &Work, name: &NamespacedName) -> kube::Result<()> {
+        let api: Api<NetworkInterface> = Api::namespaced(self.client.clone(), &name.namespace);
+        let patch = {
+            let cluster = self.shared.lock();
+            interface_write(&cluster, name, Timestamp::now())
+                .and_then(|patch| Some((patch, Said::from(&cluster.seen_interface(name)?.ours))))
+        };
+        let Some((patch, before)) = patch.filter(|_| self.leads()) else { return Ok(()) };
+        let object = api.patch_status(&name.name, &PatchParams::default(), &Patch::Merge(patch)).await?;
+        self.tell(work, &object, &before, object.status.as_ref().map(Said::from));
+        self.metrics.writes.inc();
+        self.shared.lock().see_interface(name.clone(), Some((&object).into()));
         Ok(())
     }
 
@@ -196,6 +213,13 @@ pub fn group_write(cluster: &Cluster, name: &NamespacedName, now: Timestamp) -> 
 pub fn binding_write(cluster: &Cluster, name: &NamespacedName, now: Timestamp) -> Option<Value> {
     let Seen { metadata, ours } = cluster.seen_binding(name)?;
     let status = status::of_binding(cluster, name, ours, now)?;
+    (status != *ours).then(|| json!({ "metadata": { "resourceVersion": metadata.resource_version }, "status": status }))
+}
+
+/// The status that a network interface needs.
+pub fn interface_write(cluster: &Cluster, name: &NamespacedName, now: Timestamp) -> Option<Value> {
+    let Seen { metadata, ours } = cluster.seen_interface(name)?;
+    let status = status::of_interface(cluster, name, ours, now)?;
     (status != *ours).then(|| json!({ "metadata": { "resourceVersion": metadata.resource_version }, "status": status }))
 }
 

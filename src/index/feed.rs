@@ -1,8 +1,8 @@
 //! From watch events to calls of the index.
 
 use super::objects::name_of;
-use super::{Binding, Changes, Group, Index, Pod};
-use crate::api::{SecurityGroup, SecurityGroupBinding};
+use super::{Binding, Changes, Group, Index, Target, TargetKind, TargetName};
+use crate::api::{NetworkInterface, SecurityGroup, SecurityGroupBinding};
 use crate::policy::NamespacedName;
 use crate::runtime::watch::{Malformed, Sink};
 use k8s_openapi::api::core::v1 as core;
@@ -11,20 +11,20 @@ use std::collections::BTreeSet;
 /// One piece of news for an index.
 #[derive(Debug)]
 pub enum Update {
-    /// A pod as it is now.
-    Pod(Pod),
+    /// A target as it is now.
+    Target(Target),
     /// A group as it is now.
     Group(Group),
     /// A binding as it is now.
     Binding(Binding),
-    /// There is no such pod.
-    NoPod(NamespacedName),
+    /// There is no such target.
+    NoTarget(TargetName),
     /// There is no such group.
     NoGroup(NamespacedName),
     /// There is no such binding.
     NoBinding(NamespacedName),
-    /// All pods there are.
-    Pods(Vec<Pod>),
+    /// All targets of a kind there are.
+    Targets(TargetKind, Vec<Target>),
     /// All groups there are.
     Groups(Vec<Group>),
     /// All bindings there are.
@@ -35,16 +35,17 @@ impl Index {
     /// Takes in a piece of news.
     pub fn update(&mut self, update: Update) -> Changes {
         match update {
-            Update::Pod(pod) => self.apply_pod(pod),
+            Update::Target(target) => self.apply_target(target),
             Update::Group(group) => self.apply_group(group),
             Update::Binding(binding) => self.apply_binding(binding),
-            Update::NoPod(name) => self.delete_pod(&name),
+            Update::NoTarget(name) => self.delete_target(&name),
             Update::NoGroup(name) => self.delete_group(&name),
             Update::NoBinding(name) => self.delete_binding(&name),
-            Update::Pods(pods) => {
-                let gone = without(self.pods().map(|p| &p.name), pods.iter().map(|p| &p.name));
-                let gone = gone.into_iter().map(Update::NoPod);
-                self.update_all(gone.chain(pods.into_iter().map(Update::Pod)))
+            Update::Targets(kind, targets) => {
+                let known = self.all_targets().filter(|target| target.kind == kind);
+                let gone = without(known.map(|t| &t.name), targets.iter().map(|t| &t.name));
+                let gone = gone.into_iter().map(|name| Update::NoTarget(TargetName { kind, name }));
+                self.update_all(gone.chain(targets.into_iter().map(Update::Target)))
             }
             Update::Groups(groups) => {
                 let gone = without(self.groups().map(|g| &g.name), groups.iter().map(|g| &g.name));
@@ -92,27 +93,52 @@ pub trait Indexed: Sized {
 }
 
 impl Indexed for core::Pod {
-    type Kept = Pod;
+    type Kept = Target;
 
-    fn keep(&self) -> Pod {
-        Pod::from(self)
+    fn keep(&self) -> Target {
+        Target::from(self)
     }
 
     // The API server itself vouches for pods.
-    fn keep_malformed(_: &Malformed) -> Option<Pod> {
+    fn keep_malformed(_: &Malformed) -> Option<Target> {
         None
     }
 
-    fn one(pod: Pod) -> Update {
-        Update::Pod(pod)
+    fn one(target: Target) -> Update {
+        Update::Target(target)
     }
 
-    fn all(pods: Vec<Pod>) -> Update {
-        Update::Pods(pods)
+    fn all(targets: Vec<Target>) -> Update {
+        Update::Targets(TargetKind::Pod, targets)
     }
 
     fn none(name: NamespacedName) -> Update {
-        Update::NoPod(name)
+        Update::NoTarget(TargetName::pod(name))
+    }
+}
+
+impl Indexed for NetworkInterface {
+    type Kept = Target;
+
+    fn keep(&self) -> Target {
+        Target::from(self)
+    }
+
+    // The schema keeps everyone from writing one that cannot be read.
+    fn keep_malformed(_: &Malformed) -> Option<Target> {
+        None
+    }
+
+    fn one(target: Target) -> Update {
+        Update::Target(target)
+    }
+
+    fn all(targets: Vec<Target>) -> Update {
+        Update::Targets(TargetKind::NetworkInterface, targets)
+    }
+
+    fn none(name: NamespacedName) -> Update {
+        Update::NoTarget(TargetName::network_interface(name))
     }
 }
 

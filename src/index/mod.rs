@@ -1,7 +1,7 @@
 //! Who is in which group: objects in, memberships out.
 //!
 //! PURE and synchronous: `apply` and `delete` take the current state of one object and say what they changed. The controller
-//! keeps one index of the whole cluster; an agent keeps one in which the only pods are its own.
+//! keeps one index of the whole cluster; an agent keeps one in which the only targets are its own.
 
 mod digest;
 mod feed;
@@ -14,7 +14,7 @@ mod tests;
 
 pub use digest::AddressDigest;
 pub use feed::{Feed, Indexed, Update};
-pub use objects::{Binding, Group, Pod, is_own, name_of};
+pub use objects::{Binding, DeclaredDevice, Group, Target, TargetKind, TargetName, is_own, name_of};
 pub use selection::Selection;
 pub use slices::RemoteMembers;
 
@@ -27,10 +27,10 @@ use std::net::IpAddr;
 /// What a call changed. Whoever writes anything looks the current state up by these keys.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Changes {
-    /// Group and pod: the pod joined, left, or has other addresses.
-    pub members: BTreeSet<(NamespacedName, NamespacedName)>,
-    /// Binding and pod: likewise, of what the binding selects.
-    pub targets: BTreeSet<(NamespacedName, NamespacedName)>,
+    /// Group and target: the target joined, left, or has other addresses.
+    pub members: BTreeSet<(NamespacedName, TargetName)>,
+    /// Binding and target: likewise, of what the binding selects.
+    pub targets: BTreeSet<(NamespacedName, TargetName)>,
     /// Groups that came, went, or say something else.
     pub groups: BTreeSet<NamespacedName>,
     /// Bindings that came, went, or say something else.
@@ -53,23 +53,23 @@ impl Changes {
     }
 }
 
-/// Pods, groups and bindings, and how they relate.
+/// Targets, groups and bindings, and how they relate.
 #[derive(Debug, Default)]
 pub struct Index {
-    pods: HashMap<NamespacedName, Pod>,
+    targets: HashMap<TargetName, Target>,
     groups: BTreeMap<NamespacedName, Group>,
     bindings: BTreeMap<NamespacedName, Binding>,
     selection: Selection,
-    /// Of each group, its pods, each with the number of bindings that make it one.
-    members: HashMap<NamespacedName, BTreeMap<NamespacedName, usize>>,
+    /// Of each group, its members, each with the number of bindings that make it one.
+    members: HashMap<NamespacedName, BTreeMap<TargetName, usize>>,
     /// The bindings that name a group, whether it exists or not.
     bound_by: HashMap<NamespacedName, BTreeSet<NamespacedName>>,
     /// The groups that name a group as a remote, whether it exists or not.
     named_by: HashMap<NamespacedName, BTreeSet<NamespacedName>>,
     /// Addresses that nodes know better than the status of these pods does, with the uid they are true of.
     known: BTreeMap<NamespacedName, (String, BTreeSet<IpAddr>)>,
-    /// The live pods that claim an address: more than one, and it belongs to none of them (S10).
-    claims: HashMap<IpAddr, BTreeSet<NamespacedName>>,
+    /// The live targets that claim an address: more than one, and it belongs to none of them (S10).
+    claims: HashMap<IpAddr, BTreeSet<TargetName>>,
     /// Addresses of nodes, each with the nodes that have it. They never enter a set.
     node_addresses: HashMap<IpAddr, BTreeSet<String>>,
     nodes: HashMap<String, BTreeSet<IpAddr>>,
@@ -78,50 +78,51 @@ pub struct Index {
 }
 
 impl Index {
-    /// Takes in a pod as it is now.
-    pub fn apply_pod(&mut self, pod: Pod) -> Changes {
-        if pod.finished {
-            return self.delete_pod(&pod.name);
+    /// Takes in a target as it is now.
+    pub fn apply_target(&mut self, target: Target) -> Changes {
+        let name = target.key();
+        if target.finished {
+            return self.delete_target(&name);
         }
-        let known = self.known.get(&pod.name).filter(|(uid, _)| *uid == pod.uid);
-        let pod = pod.with_known(known.map(|(_, addresses)| addresses));
-        if self.pods.get(&pod.name) == Some(&pod) {
+        let known = Some(&name.name).filter(|_| name.kind == TargetKind::Pod).and_then(|pod| self.known.get(pod));
+        let known = known.filter(|(uid, _)| *uid == target.uid);
+        let target = target.with_known(known.map(|(_, addresses)| addresses));
+        if self.targets.get(&name) == Some(&target) {
             return Changes::default();
         }
-        let name = pod.name.clone();
         let mut changes = Changes::default();
-        self.touch_pod(&name, &mut changes);
-        let before = self.pods.get(&name).map(|p| p.claimed().clone()).unwrap_or_default();
-        self.claim(&name, before, pod.claimed().clone(), &mut changes);
-        let matched = self.selection.set_pod(&name, pod.labels.clone());
-        self.pods.insert(name.clone(), pod);
+        self.touch(&name, &mut changes);
+        let before = self.targets.get(&name).map(|p| p.claimed().clone()).unwrap_or_default();
+        self.claim(&name, before, target.claimed().clone(), &mut changes);
+        let matched = self.selection.set_target(&name, target.labels.clone());
+        self.targets.insert(name.clone(), target);
         self.rematch(matched, &mut changes);
-        self.touch_pod(&name, &mut changes);
+        self.touch(&name, &mut changes);
         changes
     }
 
-    /// Forgets a pod.
-    pub fn delete_pod(&mut self, name: &NamespacedName) -> Changes {
+    /// Forgets a target.
+    pub fn delete_target(&mut self, name: &TargetName) -> Changes {
         let mut changes = Changes::default();
-        let Some(pod) = self.pods.remove(name) else { return changes };
-        self.touch_pod(name, &mut changes);
-        self.claim(name, pod.claimed().clone(), BTreeSet::new(), &mut changes);
-        let matched = self.selection.remove_pod(name);
+        let Some(target) = self.targets.remove(name) else { return changes };
+        self.touch(name, &mut changes);
+        self.claim(name, target.claimed().clone(), BTreeSet::new(), &mut changes);
+        let matched = self.selection.remove_target(name);
         self.rematch(matched, &mut changes);
         changes
     }
 
     /// Takes in what the node of a pod with this uid knows of its addresses; `None`: nothing beyond the pod's status.
-    pub fn set_known_addresses(&mut self, name: &NamespacedName, known: Option<(String, BTreeSet<IpAddr>)>) -> Changes {
+    pub fn set_known_addresses(&mut self, pod: &NamespacedName, known: Option<(String, BTreeSet<IpAddr>)>) -> Changes {
         let before = match known.clone() {
-            Some(known) => self.known.insert(name.clone(), known),
-            None => self.known.remove(name),
+            Some(known) => self.known.insert(pod.clone(), known),
+            None => self.known.remove(pod),
         };
         if before == known {
             return Changes::default();
         }
-        match self.pods.get(name).cloned() {
-            Some(pod) => self.apply_pod(pod),
+        match self.pod(pod).cloned() {
+            Some(pod) => self.apply_target(pod),
             None => Changes::default(),
         }
     }
@@ -180,9 +181,9 @@ impl Index {
         }
         changes.bindings.insert(name.clone());
         // Out with the old memberships and in with the new; what is both, is touched, which costs little and lies to no one.
-        let targets: Vec<NamespacedName> = self.selection.pods_of(&name).collect();
-        for pod in targets {
-            self.attach(&name, &pod, false, &mut changes);
+        let targets: Vec<TargetName> = self.selection.targets_of(&name).collect();
+        for target in targets {
+            self.attach(&name, &target, false, &mut changes);
         }
         for group in old.map(|b| b.groups).unwrap_or_default() {
             remove_from(&mut self.bound_by, &group, &name);
@@ -193,9 +194,9 @@ impl Index {
         let selector = binding.selector.clone();
         self.bindings.insert(name.clone(), binding);
         self.selection.set_binding(&name, selector);
-        let targets: Vec<NamespacedName> = self.selection.pods_of(&name).collect();
-        for pod in targets {
-            self.attach(&name, &pod, true, &mut changes);
+        let targets: Vec<TargetName> = self.selection.targets_of(&name).collect();
+        for target in targets {
+            self.attach(&name, &target, true, &mut changes);
         }
         changes
     }
@@ -203,9 +204,9 @@ impl Index {
     /// Forgets a binding.
     pub fn delete_binding(&mut self, name: &NamespacedName) -> Changes {
         let mut changes = Changes::default();
-        let targets: Vec<NamespacedName> = self.selection.pods_of(name).collect();
-        for pod in targets {
-            self.attach(name, &pod, false, &mut changes);
+        let targets: Vec<TargetName> = self.selection.targets_of(name).collect();
+        for target in targets {
+            self.attach(name, &target, false, &mut changes);
         }
         if let Some(binding) = self.bindings.remove(name) {
             changes.bindings.insert(name.clone());
@@ -228,8 +229,8 @@ impl Index {
             self.node_addresses.entry(*address).or_default().insert(node.to_owned());
         }
         for address in old.symmetric_difference(&addresses) {
-            for pod in self.claims.get(address).cloned().unwrap_or_default() {
-                self.touch_pod(&pod, &mut changes);
+            for target in self.claims.get(address).cloned().unwrap_or_default() {
+                self.touch(&target, &mut changes);
             }
         }
         if !addresses.is_empty() {
@@ -246,26 +247,36 @@ impl Index {
         }
         let old = std::mem::replace(&mut self.service_networks, networks);
         // Rare enough for a walk over every address.
-        let concerned: BTreeSet<NamespacedName> = self
+        let concerned: BTreeSet<TargetName> = self
             .claims
             .iter()
             .filter(|(a, _)| old.iter().chain(&self.service_networks).any(|n| n.contains(*a)))
-            .flat_map(|(_, pods)| pods.iter().cloned())
+            .flat_map(|(_, targets)| targets.iter().cloned())
             .collect();
-        for pod in concerned {
-            self.touch_pod(&pod, &mut changes);
+        for target in concerned {
+            self.touch(&target, &mut changes);
         }
         changes
     }
 
     /// A pod that is live.
-    pub fn pod(&self, name: &NamespacedName) -> Option<&Pod> {
-        self.pods.get(name)
+    pub fn pod(&self, name: &NamespacedName) -> Option<&Target> {
+        self.target(&TargetName::pod(name.clone()))
     }
 
     /// Every live pod.
-    pub fn pods(&self) -> impl Iterator<Item = &Pod> {
-        self.pods.values()
+    pub fn pods(&self) -> impl Iterator<Item = &Target> {
+        self.all_targets().filter(|target| target.kind == TargetKind::Pod)
+    }
+
+    /// A target that is live.
+    pub fn target(&self, name: &TargetName) -> Option<&Target> {
+        self.targets.get(name)
+    }
+
+    /// Every live target, of every kind.
+    pub fn all_targets(&self) -> impl Iterator<Item = &Target> {
+        self.targets.values()
     }
 
     /// A group.
@@ -298,44 +309,48 @@ impl Index {
         self.named_by.get(group).into_iter().flatten()
     }
 
-    /// The pods to which a group is attached.
-    pub fn members(&self, group: &NamespacedName) -> impl Iterator<Item = &Pod> {
-        self.members.get(group).into_iter().flat_map(BTreeMap::keys).filter_map(|pod| self.pods.get(pod))
+    /// The targets to which a group is attached.
+    pub fn members(&self, group: &NamespacedName) -> impl Iterator<Item = &Target> {
+        self.members.get(group).into_iter().flat_map(BTreeMap::keys).filter_map(|name| self.targets.get(name))
     }
 
-    /// Whether a group is attached to a pod.
-    pub fn is_member(&self, group: &NamespacedName, pod: &NamespacedName) -> bool {
-        self.members.get(group).is_some_and(|pods| pods.contains_key(pod))
+    /// Whether a group is attached to a target.
+    pub fn is_member(&self, group: &NamespacedName, target: &TargetName) -> bool {
+        self.members.get(group).is_some_and(|targets| targets.contains_key(target))
     }
 
-    /// The pods that a binding selects.
-    pub fn targets(&self, binding: &NamespacedName) -> impl Iterator<Item = &Pod> {
-        self.selection.pods_of(binding).filter_map(|pod| self.pods.get(&pod))
+    /// The targets that a binding selects.
+    pub fn targets(&self, binding: &NamespacedName) -> impl Iterator<Item = &Target> {
+        self.selection.targets_of(binding).filter_map(|name| self.targets.get(&name))
     }
 
-    /// Whether a binding selects a pod.
-    pub fn is_target(&self, binding: &NamespacedName, pod: &NamespacedName) -> bool {
-        self.selection.bindings_of(pod).any(|b| b == binding)
+    /// Whether a binding selects a target.
+    pub fn is_target(&self, binding: &NamespacedName, target: &TargetName) -> bool {
+        self.selection.bindings_of(target).any(|b| b == binding)
     }
 
-    /// The bindings that select a pod. None: it is not guarded.
-    pub fn bindings_of(&self, pod: &NamespacedName) -> impl Iterator<Item = &Binding> {
-        self.selection.bindings_of(pod).filter_map(|name| self.bindings.get(name))
+    /// The bindings that select a target. None: it is not guarded.
+    pub fn bindings_of(&self, target: &TargetName) -> impl Iterator<Item = &Binding> {
+        self.selection.bindings_of(target).filter_map(|name| self.bindings.get(name))
     }
 
-    /// The addresses that are a pod's own beyond doubt, and may enter a set (S10).
-    pub fn addresses<'a>(&'a self, pod: &'a Pod) -> impl Iterator<Item = IpAddr> + 'a {
-        pod.claimed().iter().copied().filter(|a| !self.is_contested(*a) && !self.is_reserved(*a))
+    /// The addresses that are a target's own beyond doubt, and may enter a set (S10).
+    pub fn addresses<'a>(&'a self, target: &'a Target) -> impl Iterator<Item = IpAddr> + 'a {
+        let claimed = target.claimed().iter().copied();
+        claimed.filter(|a| !self.is_contested(target, *a) && !self.is_reserved(*a))
     }
 
-    /// The live pods that claim an address.
-    pub fn claimants(&self, address: IpAddr) -> impl Iterator<Item = &NamespacedName> {
+    /// The live targets that claim an address.
+    pub fn claimants(&self, address: IpAddr) -> impl Iterator<Item = &TargetName> {
         self.claims.get(&address).into_iter().flatten()
     }
 
-    /// Whether more than one live pod claims an address.
-    pub fn is_contested(&self, address: IpAddr) -> bool {
-        self.claims.get(&address).is_some_and(|pods| pods.len() > 1)
+    /// Whether an address that a target claims is not its own, as others claim it too.
+    ///
+    /// Pods get theirs from the cluster's network; what people write into a `NetworkInterface` takes nothing from a pod.
+    pub fn is_contested(&self, target: &Target, address: IpAddr) -> bool {
+        let others = self.claimants(address).filter(|other| other.kind <= target.kind);
+        others.count() > 1
     }
 
     /// Whether an address is a node's or a Service's.
@@ -343,53 +358,47 @@ impl Index {
         self.node_addresses.contains_key(&address) || self.service_networks.iter().any(|n| n.contains(&address))
     }
 
-    /// Every relation of a pod may look different now.
-    fn touch_pod(&self, pod: &NamespacedName, changes: &mut Changes) {
-        for binding in self.bindings_of(pod) {
-            changes.targets.insert((binding.name.clone(), pod.clone()));
-            changes.members.extend(binding.groups.iter().map(|group| (group.clone(), pod.clone())));
+    /// Every relation of a target may look different now.
+    fn touch(&self, target: &TargetName, changes: &mut Changes) {
+        for binding in self.bindings_of(target) {
+            changes.targets.insert((binding.name.clone(), target.clone()));
+            changes.members.extend(binding.groups.iter().map(|group| (group.clone(), target.clone())));
         }
     }
 
-    fn claim(
-        &mut self,
-        pod: &NamespacedName,
-        before: BTreeSet<IpAddr>,
-        after: BTreeSet<IpAddr>,
-        changes: &mut Changes,
-    ) {
+    fn claim(&mut self, target: &TargetName, before: BTreeSet<IpAddr>, after: BTreeSet<IpAddr>, changes: &mut Changes) {
         for address in before.symmetric_difference(&after) {
             if after.contains(address) {
-                self.claims.entry(*address).or_default().insert(pod.clone());
+                self.claims.entry(*address).or_default().insert(target.clone());
             } else {
-                remove_from(&mut self.claims, address, pod);
+                remove_from(&mut self.claims, address, target);
             }
             // The others may have lost the address, or have it for their own again.
             for other in self.claims.get(address).cloned().unwrap_or_default() {
-                self.touch_pod(&other, changes);
+                self.touch(&other, changes);
             }
         }
     }
 
     fn rematch(&mut self, matched: Vec<Matched>, changes: &mut Changes) {
-        for Matched { binding, pod, selected } in matched {
-            self.attach(&binding, &pod, selected, changes);
+        for Matched { binding, target, selected } in matched {
+            self.attach(&binding, &target, selected, changes);
         }
     }
 
-    /// A binding begins or ceases to select a pod.
-    fn attach(&mut self, binding: &NamespacedName, pod: &NamespacedName, selected: bool, changes: &mut Changes) {
-        changes.targets.insert((binding.clone(), pod.clone()));
+    /// A binding begins or ceases to select a target.
+    fn attach(&mut self, binding: &NamespacedName, target: &TargetName, selected: bool, changes: &mut Changes) {
+        changes.targets.insert((binding.clone(), target.clone()));
         let groups = self.bindings.get(binding).map(|b| b.groups.clone()).unwrap_or_default();
         for group in groups {
-            changes.members.insert((group.clone(), pod.clone()));
-            let pods = self.members.entry(group.clone()).or_default();
-            let count = pods.entry(pod.clone()).or_default();
+            changes.members.insert((group.clone(), target.clone()));
+            let members = self.members.entry(group.clone()).or_default();
+            let count = members.entry(target.clone()).or_default();
             *count = if selected { *count + 1 } else { count.saturating_sub(1) };
             if *count == 0 {
-                pods.remove(pod);
+                members.remove(target);
             }
-            if pods.is_empty() {
+            if members.is_empty() {
                 self.members.remove(&group);
             }
         }

@@ -1,12 +1,13 @@
 //! What the index keeps of Kubernetes objects: as little as it needs, parsed.
 
 use super::selection::Labels;
-use crate::api::{EXTRA_ADDRESSES, LocalGroupReference, SecurityGroup, SecurityGroupBinding, Target};
+use crate::api::{self, EXTRA_ADDRESSES, LocalGroupReference, NetworkInterface, SecurityGroup, SecurityGroupBinding};
 use crate::policy::{self, NamespacedName, parse_group};
 use k8s_openapi::api::core::v1 as core;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::core::Selector;
 use std::collections::BTreeSet;
+use std::fmt;
 use std::net::IpAddr;
 use std::sync::Arc;
 
@@ -15,16 +16,93 @@ pub fn name_of(metadata: &ObjectMeta) -> NamespacedName {
     NamespacedName::new(metadata.namespace.clone().unwrap_or_default(), metadata.name.clone().unwrap_or_default())
 }
 
-/// A pod, as far as groups are concerned.
+/// The kinds of what a binding can select.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum TargetKind {
+    /// A pod.
+    Pod,
+    /// An interface of a machine that Kubernetes does not run.
+    NetworkInterface,
+}
+
+impl TargetKind {
+    /// As people and slices write it.
+    pub fn short_name(self) -> &'static str {
+        match self {
+            Self::Pod => "pod",
+            Self::NetworkInterface => "nic",
+        }
+    }
+}
+
+/// What identifies a target.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct TargetName {
+    /// Its kind.
+    pub kind: TargetKind,
+    /// Its name among its kind.
+    pub name: NamespacedName,
+}
+
+impl TargetName {
+    /// A pod's.
+    pub fn pod(name: NamespacedName) -> Self {
+        Self { kind: TargetKind::Pod, name }
+    }
+
+    /// A network interface's.
+    pub fn network_interface(name: NamespacedName) -> Self {
+        Self { kind: TargetKind::NetworkInterface, name }
+    }
+
+    /// As slices write it, whose namespace is the target's.
+    pub fn in_namespace(&self) -> String {
+        format!("{}/{}", self.kind.short_name(), self.name.name)
+    }
+
+    /// Reads what slices of a namespace say.
+    pub fn parse(namespace: &str, text: &str) -> Option<Self> {
+        let (kind, name) = text.split_once('/')?;
+        let kinds = [TargetKind::Pod, TargetKind::NetworkInterface];
+        let kind = kinds.into_iter().find(|known| known.short_name() == kind)?;
+        Some(Self { kind, name: NamespacedName::new(namespace, name) })
+    }
+}
+
+impl fmt::Display for TargetName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.kind {
+            TargetKind::Pod => write!(f, "{}", self.name),
+            kind => write!(f, "{} {}", kind.short_name(), self.name),
+        }
+    }
+}
+
+/// The device that a `NetworkInterface` declares.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Pod {
+pub struct DeclaredDevice {
+    /// Its name on its node.
+    pub name: String,
+    /// The link address of the machine behind it.
+    pub mac: String,
+    /// The link-local addresses that it declares: no group ever means them.
+    pub link_local: BTreeSet<IpAddr>,
+}
+
+/// What a binding can select, as far as groups are concerned.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Target {
+    /// What it is.
+    pub kind: TargetKind,
     /// Its name.
     pub name: NamespacedName,
-    /// Its uid, as its node knows it.
+    /// Its uid; a pod's as its node knows it.
     pub uid: String,
+    /// The generation of what was last seen.
+    pub generation: i64,
     /// Its labels.
     pub labels: Labels,
-    /// The node it is scheduled to.
+    /// The node it is on.
     pub node: Option<String>,
     /// It runs on the host's network: its addresses are the node's, so it has none, and no group can guard it.
     pub host_network: bool,
@@ -34,30 +112,37 @@ pub struct Pod {
     pub terminating: bool,
     /// What it asks for beside its own addresses, as its annotation says it. Whether it gets it is its node's business.
     pub extra_addresses: Option<String>,
+    /// Where it says which device leads to it; of a pod the node finds out.
+    pub device: Option<DeclaredDevice>,
     reported: BTreeSet<IpAddr>,
     /// What its node knows better than its status.
     known: Option<BTreeSet<IpAddr>>,
 }
 
-impl Pod {
-    /// The addresses that it claims and that could be one pod's own.
+impl Target {
+    /// What identifies it.
+    pub fn key(&self) -> TargetName {
+        TargetName { kind: self.kind, name: self.name.clone() }
+    }
+
+    /// The addresses that it claims and that could be one target's own.
     pub fn claimed(&self) -> &BTreeSet<IpAddr> {
         self.known.as_ref().unwrap_or(&self.reported)
     }
 
-    /// Those that its status claims.
+    /// Those that the API server shows.
     pub fn reported(&self) -> &BTreeSet<IpAddr> {
         &self.reported
     }
 
-    /// The same pod, where its node knows its addresses better than its status does.
+    /// The same, where its node knows its addresses better than the API server does.
     pub(super) fn with_known(mut self, known: Option<&BTreeSet<IpAddr>>) -> Self {
         self.known = known.map(|addresses| addresses.iter().copied().filter(|a| is_own(*a)).collect());
         self
     }
 }
 
-impl From<&core::Pod> for Pod {
+impl From<&core::Pod> for Target {
     fn from(pod: &core::Pod) -> Self {
         let (spec, status) = (pod.spec.as_ref(), pod.status.as_ref());
         let host_network = spec.and_then(|s| s.host_network).unwrap_or_default();
@@ -65,23 +150,52 @@ impl From<&core::Pod> for Pod {
         let addresses = ips.filter_map(|ip| ip.ip.parse().ok()).filter(|a| is_own(*a));
         let annotation = |name: &str| pod.metadata.annotations.as_ref().and_then(|a| a.get(name));
         Self {
+            kind: TargetKind::Pod,
             name: name_of(&pod.metadata),
             // Of a static pod the API server shows a mirror, which has a uid of its own and says in an annotation which one
             // the node uses.
             uid: annotation("kubernetes.io/config.mirror").or(pod.metadata.uid.as_ref()).cloned().unwrap_or_default(),
+            // Nothing that groups are concerned with changes it.
+            generation: 0,
             labels: Arc::new(pod.metadata.labels.clone().unwrap_or_default()),
             node: spec.and_then(|s| s.node_name.clone()),
             host_network,
             finished: matches!(status.and_then(|s| s.phase.as_deref()), Some("Succeeded" | "Failed")),
             terminating: pod.metadata.deletion_timestamp.is_some(),
             extra_addresses: annotation(EXTRA_ADDRESSES).cloned(),
+            device: None,
             reported: if host_network { BTreeSet::new() } else { addresses.collect() },
             known: None,
         }
     }
 }
 
-/// Whether an address can be the own one of a single pod (S10).
+impl From<&NetworkInterface> for Target {
+    fn from(interface: &NetworkInterface) -> Self {
+        let NetworkInterface { metadata, spec, status: _ } = interface;
+        Self {
+            kind: TargetKind::NetworkInterface,
+            name: name_of(metadata),
+            uid: metadata.uid.clone().unwrap_or_default(),
+            generation: metadata.generation.unwrap_or_default(),
+            labels: Arc::new(metadata.labels.clone().unwrap_or_default()),
+            node: Some(spec.node_name.clone()),
+            host_network: false,
+            finished: false,
+            terminating: metadata.deletion_timestamp.is_some(),
+            extra_addresses: metadata.annotations.as_ref().and_then(|a| a.get(EXTRA_ADDRESSES)).cloned(),
+            device: Some(DeclaredDevice {
+                name: spec.device.clone(),
+                mac: spec.mac_address.clone(),
+                link_local: spec.addresses.iter().copied().filter(|a| !is_own(*a)).collect(),
+            }),
+            reported: spec.addresses.iter().copied().filter(|a| is_own(*a)).collect(),
+            known: None,
+        }
+    }
+}
+
+/// Whether an address can be the own one of a single target (S10).
 pub fn is_own(address: IpAddr) -> bool {
     let link_local = match address {
         IpAddr::V4(a) => a.is_link_local() || a.is_broadcast(),
@@ -144,7 +258,7 @@ impl From<&SecurityGroup> for Group {
     }
 }
 
-/// A binding: which groups it attaches to which pods.
+/// A binding: which groups it attaches to which targets.
 #[derive(Clone, Debug)]
 pub struct Binding {
     /// Its name.
@@ -155,8 +269,8 @@ pub struct Binding {
     pub generation: i64,
     /// The groups it attaches, whether they exist or not.
     pub groups: BTreeSet<NamespacedName>,
-    /// How it selects pods; `None`: not at all.
-    pub selector: Option<Selector>,
+    /// What it selects; `None`: nothing.
+    pub selector: Option<(TargetKind, Selector)>,
     /// What is wrong with the generation last seen.
     pub error: Option<String>,
 }
@@ -167,8 +281,12 @@ impl PartialEq for Binding {
         // Selectors do not compare, but print all that they say.
         (name, uid, generation, groups, error)
             == (&other.name, &other.uid, &other.generation, &other.groups, &other.error)
-            && selector.as_ref().map(ToString::to_string) == other.selector.as_ref().map(ToString::to_string)
+            && printed(selector.as_ref()) == printed(other.selector.as_ref())
     }
+}
+
+fn printed(selector: Option<&(TargetKind, Selector)>) -> Option<(TargetKind, String)> {
+    selector.map(|(kind, selector)| (*kind, selector.to_string()))
 }
 
 impl Binding {
@@ -187,7 +305,12 @@ impl Binding {
 
 impl From<&SecurityGroupBinding> for Binding {
     fn from(binding: &SecurityGroupBinding) -> Self {
-        let Target::PodSelector(selector) = &binding.spec.target;
+        let (kind, field, selector) = match &binding.spec.target {
+            api::Target::PodSelector(selector) => (TargetKind::Pod, "podSelector", selector),
+            api::Target::NetworkInterfaceSelector(selector) => {
+                (TargetKind::NetworkInterface, "networkInterfaceSelector", selector)
+            }
+        };
         let malformed = |error| Self::malformed(&binding.metadata, error);
         match Selector::try_from(selector.clone()) {
             Ok(selector) => {
@@ -196,9 +319,9 @@ impl From<&SecurityGroupBinding> for Binding {
                 let groups = binding.spec.security_groups.iter();
                 parsed.groups =
                     groups.map(|LocalGroupReference { name }| NamespacedName::new(&*namespace, name)).collect();
-                Self { selector: Some(selector), error: None, ..parsed }
+                Self { selector: Some((kind, selector)), error: None, ..parsed }
             }
-            Err(error) => malformed(format!("spec.target.podSelector: {error}")),
+            Err(error) => malformed(format!("spec.target.{field}: {error}")),
         }
     }
 }

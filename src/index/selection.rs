@@ -1,23 +1,24 @@
-//! Which bindings select which pods: label-sets × selectors, never pods × bindings.
+//! Which bindings select which targets: label-sets × selectors, never targets × bindings.
 //!
-//! Pods of a namespace with the same labels share one entry, so a Deployment's thousandth pod costs no matching at all; and a
+//! Targets of one kind and namespace with the same labels share one entry, so a Deployment's thousandth pod costs no matching at all; and a
 //! selector that asks for a label is only tried on label-sets that have it.
 
+use super::objects::{TargetKind, TargetName};
 use crate::policy::NamespacedName;
 use kube::core::{Expression, Selector, SelectorExt};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 
-/// The labels of a pod.
+/// The labels of a target.
 pub type Labels = Arc<BTreeMap<String, String>>;
 
-/// A binding began or ceased to select a pod.
+/// A binding began or ceased to select a target.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Matched {
     /// The binding.
     pub binding: NamespacedName,
-    /// The pod.
-    pub pod: NamespacedName,
+    /// The target.
+    pub target: TargetName,
     /// Whether it does now.
     pub selected: bool,
 }
@@ -25,13 +26,15 @@ pub struct Matched {
 /// See the module.
 #[derive(Debug, Default)]
 pub struct Selection {
-    namespaces: HashMap<String, Namespace>,
+    namespaces: HashMap<(String, TargetKind), Namespace>,
+    /// What each binding selects.
+    kinds: HashMap<NamespacedName, TargetKind>,
 }
 
 #[derive(Debug, Default)]
 struct Namespace {
     label_sets: HashMap<Labels, LabelSet>,
-    pods: HashMap<NamespacedName, Labels>,
+    targets: HashMap<NamespacedName, Labels>,
     bindings: HashMap<NamespacedName, Bound>,
     /// The bindings whose selector asks for this label, among others.
     by_label: HashMap<(String, String), BTreeSet<NamespacedName>>,
@@ -41,7 +44,7 @@ struct Namespace {
 
 #[derive(Debug, Default)]
 struct LabelSet {
-    pods: BTreeSet<NamespacedName>,
+    targets: BTreeSet<NamespacedName>,
     bindings: BTreeSet<NamespacedName>,
 }
 
@@ -53,78 +56,88 @@ struct Bound {
 }
 
 impl Selection {
-    /// A pod has these labels now.
-    pub fn set_pod(&mut self, pod: &NamespacedName, labels: Labels) -> Vec<Matched> {
-        let namespace = self.namespaces.entry(pod.namespace.clone()).or_default();
-        if namespace.pods.get(pod) == Some(&labels) {
+    /// A target has these labels now.
+    pub fn set_target(&mut self, target: &TargetName, labels: Labels) -> Vec<Matched> {
+        let namespace = self.namespaces.entry(place(target)).or_default();
+        if namespace.targets.get(&target.name) == Some(&labels) {
             return Vec::new();
         }
-        let before = namespace.leave(pod);
-        let after = namespace.enter(pod, labels);
+        let before = namespace.leave(&target.name);
+        let after = namespace.enter(&target.name, labels);
         let matched =
-            |binding: &NamespacedName, selected| Matched { binding: binding.clone(), pod: pod.clone(), selected };
+            |binding: &NamespacedName, selected| Matched { binding: binding.clone(), target: target.clone(), selected };
         let lost = before.difference(&after).map(|b| matched(b, false));
         lost.chain(after.difference(&before).map(|b| matched(b, true))).collect()
     }
 
-    /// A pod is gone.
-    pub fn remove_pod(&mut self, pod: &NamespacedName) -> Vec<Matched> {
-        let Some(namespace) = self.namespaces.get_mut(&pod.namespace) else { return Vec::new() };
-        let before = namespace.leave(pod);
-        self.tidy(&pod.namespace);
-        before.into_iter().map(|binding| Matched { binding, pod: pod.clone(), selected: false }).collect()
+    /// A target is gone.
+    pub fn remove_target(&mut self, target: &TargetName) -> Vec<Matched> {
+        let place = place(target);
+        let Some(namespace) = self.namespaces.get_mut(&place) else { return Vec::new() };
+        let before = namespace.leave(&target.name);
+        self.tidy(&place);
+        before.into_iter().map(|binding| Matched { binding, target: target.clone(), selected: false }).collect()
     }
 
     /// A binding selects by this now; by nothing, if `None`.
-    pub fn set_binding(&mut self, binding: &NamespacedName, selector: Option<Selector>) {
+    pub fn set_binding(&mut self, binding: &NamespacedName, selector: Option<(TargetKind, Selector)>) {
         self.remove_binding(binding);
-        if let Some(selector) = selector {
-            self.namespaces.entry(binding.namespace.clone()).or_default().bind(binding, selector);
+        if let Some((kind, selector)) = selector {
+            self.kinds.insert(binding.clone(), kind);
+            self.namespaces.entry((binding.namespace.clone(), kind)).or_default().bind(binding, selector);
         }
     }
 
     /// A binding is gone.
     pub fn remove_binding(&mut self, binding: &NamespacedName) {
-        if let Some(namespace) = self.namespaces.get_mut(&binding.namespace) {
+        let Some(kind) = self.kinds.remove(binding) else { return };
+        let place = (binding.namespace.clone(), kind);
+        if let Some(namespace) = self.namespaces.get_mut(&place) {
             namespace.unbind(binding);
-            self.tidy(&binding.namespace);
+            self.tidy(&place);
         }
     }
 
-    /// The bindings that select a pod.
-    pub fn bindings_of(&self, pod: &NamespacedName) -> impl Iterator<Item = &NamespacedName> {
+    /// The bindings that select a target.
+    pub fn bindings_of(&self, target: &TargetName) -> impl Iterator<Item = &NamespacedName> {
         self.namespaces
-            .get(&pod.namespace)
-            .and_then(|n| n.label_sets.get(n.pods.get(pod)?))
+            .get(&place(target))
+            .and_then(|n| n.label_sets.get(n.targets.get(&target.name)?))
             .into_iter()
             .flat_map(|set| &set.bindings)
     }
 
-    /// The pods that a binding selects.
-    pub fn pods_of(&self, binding: &NamespacedName) -> impl Iterator<Item = NamespacedName> + '_ {
-        let namespace = self.namespaces.get(&binding.namespace);
-        let bound = namespace.and_then(|n| n.bindings.get(binding));
-        bound
-            .into_iter()
-            .flat_map(|b| &b.label_sets)
-            .filter_map(move |labels| namespace?.label_sets.get(labels))
-            .flat_map(|set| set.pods.iter().cloned())
+    /// The targets that a binding selects.
+    pub fn targets_of(&self, binding: &NamespacedName) -> impl Iterator<Item = TargetName> + '_ {
+        let found = self.kinds.get(binding).and_then(|kind| {
+            let namespace = self.namespaces.get(&(binding.namespace.clone(), *kind))?;
+            Some((*kind, namespace, namespace.bindings.get(binding)?))
+        });
+        found.into_iter().flat_map(|(kind, namespace, bound)| {
+            let sets = bound.label_sets.iter().filter_map(|labels| namespace.label_sets.get(labels));
+            sets.flat_map(|set| set.targets.iter().cloned()).map(move |name| TargetName { kind, name })
+        })
     }
 
-    fn tidy(&mut self, namespace: &str) {
-        if self.namespaces.get(namespace).is_some_and(|n| n.pods.is_empty() && n.bindings.is_empty()) {
-            self.namespaces.remove(namespace);
+    fn tidy(&mut self, place: &(String, TargetKind)) {
+        if self.namespaces.get(place).is_some_and(|n| n.targets.is_empty() && n.bindings.is_empty()) {
+            self.namespaces.remove(place);
         }
     }
 }
 
+/// Where a target is looked for.
+fn place(target: &TargetName) -> (String, TargetKind) {
+    (target.name.namespace.clone(), target.kind)
+}
+
 impl Namespace {
-    /// Takes a pod out of its label-set, and tells which bindings selected it.
-    fn leave(&mut self, pod: &NamespacedName) -> BTreeSet<NamespacedName> {
-        let Some(labels) = self.pods.remove(pod) else { return BTreeSet::new() };
+    /// Takes a target out of its label-set, and tells which bindings selected it.
+    fn leave(&mut self, target: &NamespacedName) -> BTreeSet<NamespacedName> {
+        let Some(labels) = self.targets.remove(target) else { return BTreeSet::new() };
         let Some(set) = self.label_sets.get_mut(&labels) else { return BTreeSet::new() };
-        set.pods.remove(pod);
-        if !set.pods.is_empty() {
+        set.targets.remove(target);
+        if !set.targets.is_empty() {
             return set.bindings.clone();
         }
         let bindings = self.label_sets.remove(&labels).map(|set| set.bindings).unwrap_or_default();
@@ -136,11 +149,11 @@ impl Namespace {
         bindings
     }
 
-    /// Puts a pod into its label-set, and tells which bindings select it.
-    fn enter(&mut self, pod: &NamespacedName, labels: Labels) -> BTreeSet<NamespacedName> {
-        self.pods.insert(pod.clone(), labels.clone());
+    /// Puts a target into its label-set, and tells which bindings select it.
+    fn enter(&mut self, target: &NamespacedName, labels: Labels) -> BTreeSet<NamespacedName> {
+        self.targets.insert(target.clone(), labels.clone());
         if let Some(set) = self.label_sets.get_mut(&labels) {
-            set.pods.insert(pod.clone());
+            set.targets.insert(target.clone());
             return set.bindings.clone();
         }
         let keyed = labels.iter().filter_map(|(k, v)| self.by_label.get(&(k.clone(), v.clone()))).flatten();
@@ -154,7 +167,7 @@ impl Namespace {
                 bindings.insert(binding);
             }
         }
-        self.label_sets.insert(labels, LabelSet { pods: [pod.clone()].into(), bindings: bindings.clone() });
+        self.label_sets.insert(labels, LabelSet { targets: [target.clone()].into(), bindings: bindings.clone() });
         bindings
     }
 

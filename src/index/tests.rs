@@ -11,11 +11,26 @@ fn name(name: &str) -> NamespacedName {
     NamespacedName::new("shop", name)
 }
 
-fn mk_pod(pod: &str, labels: Value, ips: &[&str]) -> Pod {
+fn pod(pod: &str) -> TargetName {
+    TargetName::pod(name(pod))
+}
+
+fn mk_interface(interface: &str, labels: Value, addresses: &[&str]) -> Target {
+    let interface: crate::api::NetworkInterface = serde_json::from_value(json!({
+        "apiVersion": "ringfence.io/v1alpha1",
+        "kind": "NetworkInterface",
+        "metadata": { "name": interface, "namespace": "shop", "labels": labels },
+        "spec": { "nodeName": "n1", "device": "tap0", "macAddress": "52:54:00:00:00:01", "addresses": addresses },
+    }))
+    .unwrap();
+    Target::from(&interface)
+}
+
+fn mk_pod(pod: &str, labels: Value, ips: &[&str]) -> Target {
     mk_pod_with(pod, labels, ips, json!({ "nodeName": "n1" }), "Running")
 }
 
-fn mk_pod_with(pod: &str, labels: Value, ips: &[&str], spec: Value, phase: &str) -> Pod {
+fn mk_pod_with(pod: &str, labels: Value, ips: &[&str], spec: Value, phase: &str) -> Target {
     let ips: Vec<Value> = ips.iter().map(|ip| json!({ "ip": ip })).collect();
     let mut spec = spec;
     spec["containers"] = json!([]);
@@ -25,7 +40,7 @@ fn mk_pod_with(pod: &str, labels: Value, ips: &[&str], spec: Value, phase: &str)
         "status": { "phase": phase, "podIPs": ips },
     }))
     .unwrap();
-    Pod::from(&pod)
+    Target::from(&pod)
 }
 
 fn mk_binding(binding: &str, groups: &[&str], selector: Option<Selector>) -> Binding {
@@ -34,7 +49,7 @@ fn mk_binding(binding: &str, groups: &[&str], selector: Option<Selector>) -> Bin
         uid: format!("uid-{binding}"),
         generation: 1,
         groups: groups.iter().map(|g| name(g)).collect(),
-        selector,
+        selector: selector.map(|selector| (TargetKind::Pod, selector)),
         error: None,
     }
 }
@@ -66,23 +81,23 @@ fn addresses(index: &Index, group: &str) -> Vec<String> {
 fn s10_finished_and_host_network_pods_are_no_members_terminating_ones_are() {
     let mut index = Index::default();
     index.apply_binding(mk_binding("b", &["web"], app()));
-    index.apply_pod(mk_pod("run", json!({"app": "web"}), &["10.0.0.1", "fd00::1"]));
-    index.apply_pod(mk_pod_with(
+    index.apply_target(mk_pod("run", json!({"app": "web"}), &["10.0.0.1", "fd00::1"]));
+    index.apply_target(mk_pod_with(
         "host",
         json!({"app": "web"}),
         &["172.30.0.1"],
         json!({"hostNetwork": true}),
         "Running",
     ));
-    index.apply_pod(mk_pod_with("done", json!({"app": "web"}), &["10.0.0.3"], json!({}), "Succeeded"));
+    index.apply_target(mk_pod_with("done", json!({"app": "web"}), &["10.0.0.3"], json!({}), "Succeeded"));
     assert_eq!(addresses(&index, "web"), ["10.0.0.1", "fd00::1"]);
 
     let mut going = mk_pod("run", json!({"app": "web"}), &["10.0.0.1", "fd00::1"]);
     going.terminating = true;
-    index.apply_pod(going);
+    index.apply_target(going);
     assert_eq!(addresses(&index, "web"), ["10.0.0.1", "fd00::1"]);
 
-    index.apply_pod(mk_pod_with("run", json!({"app": "web"}), &["10.0.0.1"], json!({}), "Failed"));
+    index.apply_target(mk_pod_with("run", json!({"app": "web"}), &["10.0.0.1"], json!({}), "Failed"));
     assert!(addresses(&index, "web").is_empty());
 }
 
@@ -92,7 +107,7 @@ fn s10_what_is_never_an_address_of_ones_own() {
     index.apply_binding(mk_binding("b", &["web"], app()));
     index.set_service_networks(vec!["10.96.0.0/16".parse().unwrap()]);
     index.set_node_addresses("n1", ["172.30.0.1".parse().unwrap()].into());
-    index.apply_pod(mk_pod(
+    index.apply_target(mk_pod(
         "liar",
         json!({"app": "web"}),
         &[
@@ -113,7 +128,7 @@ fn s10_what_is_never_an_address_of_ones_own() {
     assert_eq!(addresses(&index, "web"), ["10.0.0.7"]);
 
     let changes = index.set_node_addresses("n2", ["10.0.0.7".parse().unwrap()].into());
-    assert_eq!(changes.members, [(name("web"), name("liar"))].into());
+    assert_eq!(changes.members, [(name("web"), pod("liar"))].into());
     assert!(addresses(&index, "web").is_empty());
     index.set_node_addresses("n2", BTreeSet::new());
     assert_eq!(addresses(&index, "web"), ["10.0.0.7"]);
@@ -123,33 +138,65 @@ fn s10_what_is_never_an_address_of_ones_own() {
 fn s10_an_address_two_pods_claim_belongs_to_neither_and_comes_back() {
     let mut index = Index::default();
     index.apply_binding(mk_binding("b", &["web"], app()));
-    index.apply_pod(mk_pod("a", json!({"app": "web"}), &["10.0.0.1"]));
-    let changes = index.apply_pod(mk_pod("b", json!({}), &["10.0.0.1"]));
-    assert!(changes.members.contains(&(name("web"), name("a"))), "a member lost its address: {changes:?}");
+    index.apply_target(mk_pod("a", json!({"app": "web"}), &["10.0.0.1"]));
+    let changes = index.apply_target(mk_pod("b", json!({}), &["10.0.0.1"]));
+    assert!(changes.members.contains(&(name("web"), pod("a"))), "a member lost its address: {changes:?}");
     assert!(addresses(&index, "web").is_empty());
-    let changes = index.delete_pod(&name("b"));
-    assert!(changes.members.contains(&(name("web"), name("a"))));
+    let changes = index.delete_target(&pod("b"));
+    assert!(changes.members.contains(&(name("web"), pod("a"))));
     assert_eq!(addresses(&index, "web"), ["10.0.0.1"]);
+}
+
+#[test]
+fn a_binding_selects_one_kind_and_names_of_different_kinds_are_different() {
+    let mut index = Index::default();
+    index.apply_target(mk_pod("db", json!({"app": "web"}), &["10.0.0.1"]));
+    index.apply_target(mk_interface("db", json!({"app": "web"}), &["10.0.0.2", "fe80::2"]));
+    index.apply_binding(mk_binding("pods", &["pods"], app()));
+    let of_interfaces = app().map(|selector| (TargetKind::NetworkInterface, selector));
+    index.apply_binding(Binding { selector: of_interfaces.clone(), ..mk_binding("nics", &["nics"], None) });
+    assert_eq!(
+        (addresses(&index, "pods"), addresses(&index, "nics")),
+        (vec!["10.0.0.1".into()], vec!["10.0.0.2".into()])
+    );
+    // It says that it selects the others now.
+    index.apply_binding(Binding { selector: of_interfaces, generation: 2, ..mk_binding("pods", &["pods"], None) });
+    assert_eq!(addresses(&index, "pods"), ["10.0.0.2"]);
+    index.delete_target(&TargetName::network_interface(name("db")));
+    assert!(addresses(&index, "pods").is_empty() && index.target(&pod("db")).is_some());
+}
+
+#[test]
+fn s10_what_is_declared_takes_no_address_from_a_pod() {
+    let mut index = Index::default();
+    index.apply_binding(mk_binding("b", &["web"], app()));
+    index.apply_target(mk_pod("a", json!({"app": "web"}), &["10.0.0.1"]));
+    let greedy = mk_interface("greedy", json!({}), &["10.0.0.1", "10.0.0.9"]);
+    index.apply_target(greedy.clone());
+    assert_eq!(addresses(&index, "web"), ["10.0.0.1"]);
+    assert_eq!(index.addresses(&greedy).map(|a| a.to_string()).collect::<Vec<_>>(), ["10.0.0.9"]);
+    index.apply_target(mk_interface("second", json!({}), &["10.0.0.9"]));
+    assert_eq!(index.addresses(&greedy).count(), 0, "of two that are declared it belongs to neither");
 }
 
 #[test]
 fn s2_two_bindings_make_one_member_until_both_are_gone() {
     let mut index = Index::default();
-    index.apply_pod(mk_pod("a", json!({"app": "web"}), &["10.0.0.1"]));
+    index.apply_target(mk_pod("a", json!({"app": "web"}), &["10.0.0.1"]));
     index.apply_binding(mk_binding("one", &["web", "other"], app()));
     index.apply_binding(mk_binding("two", &["web"], Some(Selector::default())));
-    assert_eq!(index.bindings_of(&name("a")).count(), 2);
+    assert_eq!(index.bindings_of(&pod("a")).count(), 2);
     index.delete_binding(&name("one"));
     assert_eq!((addresses(&index, "web").len(), addresses(&index, "other").len()), (1, 0));
     index.delete_binding(&name("two"));
     assert!(addresses(&index, "web").is_empty());
-    assert_eq!(index.bindings_of(&name("a")).count(), 0);
+    assert_eq!(index.bindings_of(&pod("a")).count(), 0);
 }
 
 #[test]
 fn s13_bad_revisions_keep_the_last_good_ones() {
     let mut index = Index::default();
-    index.apply_pod(mk_pod("a", json!({"app": "web"}), &["10.0.0.1"]));
+    index.apply_target(mk_pod("a", json!({"app": "web"}), &["10.0.0.1"]));
     index.apply_group(mk_group("web"));
     index.apply_binding(mk_binding("b", &["web"], app()));
     let bad = Group { generation: 2, rules: None, rules_generation: 0, error: Some("bad".into()), ..mk_group("web") };
@@ -173,14 +220,14 @@ fn s13_bad_revisions_keep_the_last_good_ones() {
 #[test]
 fn nothing_changes_when_nothing_does() {
     let mut index = Index::default();
-    let pod = mk_pod("a", json!({"app": "web"}), &["10.0.0.1"]);
-    assert!(index.apply_pod(pod.clone()).is_empty(), "no binding, no relation");
+    let web = mk_pod("a", json!({"app": "web"}), &["10.0.0.1"]);
+    assert!(index.apply_target(web.clone()).is_empty(), "no binding, no relation");
     assert!(!index.apply_binding(mk_binding("b", &["web"], app())).is_empty());
     assert!(!index.apply_group(mk_group("web")).is_empty());
-    assert!(index.apply_pod(pod).is_empty());
+    assert!(index.apply_target(web).is_empty());
     assert!(index.apply_binding(mk_binding("b", &["web"], app())).is_empty());
     assert!(index.apply_group(mk_group("web")).is_empty());
-    assert!(index.delete_pod(&name("nobody")).is_empty());
+    assert!(index.delete_target(&pod("nobody")).is_empty());
 }
 
 #[derive(Clone, Debug)]
@@ -238,9 +285,9 @@ proptest! {
                     if finished { pods.remove(&pod); } else { pods.insert(pod, (label, ip)); }
                     let labels = label.map_or(json!({}), |l| json!({ "l": l.to_string() }));
                     let phase = if finished { "Failed" } else { "Running" };
-                    index.apply_pod(mk_pod_with(&pod.to_string(), labels, &[&format!("10.0.0.{ip}")], json!({}), phase))
+                    index.apply_target(mk_pod_with(&pod.to_string(), labels, &[&format!("10.0.0.{ip}")], json!({}), phase))
                 }
-                Step::DeletePod(pod) => { pods.remove(&pod); index.delete_pod(&name(&pod.to_string())) }
+                Step::DeletePod(pod) => { pods.remove(&pod); index.delete_target(&TargetName::pod(name(&pod.to_string()))) }
                 Step::Binding { binding, groups, label } => {
                     let names: Vec<String> = groups.iter().map(ToString::to_string).collect();
                     let selector = label.map_or(Selector::default(), |l| [("l".to_owned(), l.to_string())].into_iter().collect());

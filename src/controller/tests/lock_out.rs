@@ -2,7 +2,7 @@
 
 use super::objects::{key, mk_binding, mk_group, mk_pod};
 use crate::controller::lock_out::{AdminPorts, Before, Notice};
-use crate::index::{Index, Indexed, Update};
+use crate::index::{Index, Indexed, TargetName, Update};
 use serde_json::{Value, json};
 
 fn rules(ports: Value) -> Value {
@@ -21,8 +21,8 @@ fn binding(name: &str, groups: &[&str], app: &str) -> Update {
 fn scene() -> Index {
     let mut index = Index::default();
     for update in [
-        Update::Pod(mk_pod("db-0", "db", Some("n1"), &["10.0.0.1"]).keep()),
-        Update::Pod(mk_pod("db-1", "db", Some("n1"), &["10.0.0.2"]).keep()),
+        Update::Target(mk_pod("db-0", "db", Some("n1"), &["10.0.0.1"]).keep()),
+        Update::Target(mk_pod("db-1", "db", Some("n1"), &["10.0.0.2"]).keep()),
         group("db", json!([22, 3306, 8080])),
         binding("db", &["db"], "db"),
     ] {
@@ -42,7 +42,7 @@ fn the_last_rule_for_a_port_is_missed() {
     let mut index = scene();
     let notice = after(&mut index, group("db", json!(["3000-4000"]))).unwrap();
     assert_eq!(notice.ports, [22].into(), "3306 is in the range");
-    assert_eq!(notice.lost, [key("db-0"), key("db-1")].into());
+    assert_eq!(notice.lost, ["db-0", "db-1"].map(|pod| TargetName::pod(key(pod))).into());
     assert!(notice.subject.is_group && notice.message().starts_with("TCP 22: no group lets anyone in"), "{notice:?}");
     assert_eq!(after(&mut index, group("db", json!(["3000-4001"]))), None, "nothing was lost");
     assert_eq!(after(&mut index, group("db", json!(["3000-3500"]))), None, "and neither here");
@@ -70,7 +70,7 @@ fn a_binding_that_goes_or_selects_others_takes_its_ways_in_with_it() {
     let mut index = scene();
     assert_eq!(after(&mut index, Update::NoBinding(key("db"))).unwrap().ports, [22, 3306].into());
     let mut index = scene();
-    index.update(Update::NoPod(key("db-0")));
-    index.update(Update::NoPod(key("db-1")));
+    index.update(Update::NoTarget(TargetName::pod(key("db-0"))));
+    index.update(Update::NoTarget(TargetName::pod(key("db-1"))));
     assert_eq!(after(&mut index, Update::NoBinding(key("db"))), None, "nobody was there");
 }

@@ -7,7 +7,7 @@ use crate::controller::cluster::{Cluster, Work};
 use crate::controller::feeds::Tracked;
 use crate::controller::shards::MAX_MEMBERS;
 use crate::controller::writers::slice_write;
-use crate::index::{Indexed, Update};
+use crate::index::{Indexed, TargetKind, TargetName, Update};
 use serde_json::json;
 use std::collections::BTreeSet;
 
@@ -137,7 +137,9 @@ fn replica(world: &World, order: &[&str]) -> Cluster {
     let mut cluster = Cluster::default();
     for kind in order {
         match *kind {
-            "pods" => cluster.update(Update::Pods(world.pods.values().map(Indexed::keep).collect())),
+            "pods" => {
+                cluster.update(Update::Targets(TargetKind::Pod, world.pods.values().map(Indexed::keep).collect()))
+            }
             "bindings" => {
                 world.bindings.values().for_each(|b| b.see(&mut cluster));
                 cluster.update(Update::Bindings(world.bindings.values().map(Indexed::keep).collect()));
@@ -190,8 +192,8 @@ fn a_replica_that_waited_takes_over_what_the_leader_made_meanwhile() {
     world.delete_pod(&key("p0"));
     world.write();
     // The same news, in another order: it would have put the new one where the old one was.
-    waiting.update(Update::NoPod(key("p0")));
-    waiting.update(Update::Pod(world.pods[&key("new")].keep()));
+    waiting.update(Update::NoTarget(TargetName::pod(key("p0"))));
+    waiting.update(Update::Target(world.pods[&key("new")].keep()));
     world.slices.values().for_each(|s| waiting.see_slice(s.clone()));
     let differs = |cluster: &Cluster| {
         let all = cluster.all_work();

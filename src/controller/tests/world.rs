@@ -10,8 +10,8 @@ use crate::api::{
 };
 use crate::controller::cluster::{Cluster, Work};
 use crate::controller::feeds::Tracked;
-use crate::controller::writers::{SliceWrite, Write, binding_write, group_write, slice_write};
-use crate::index::{Indexed, Update, name_of};
+use crate::controller::writers::{SliceWrite, Write, binding_write, group_write, interface_write, slice_write};
+use crate::index::{Indexed, TargetKind, TargetName, Update, name_of};
 use crate::policy::NamespacedName;
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{Node, Pod};
@@ -97,7 +97,7 @@ impl World {
     }
 
     pub fn put_pod(&mut self, pod: Pod) {
-        self.cluster.update(Update::Pod(pod.keep()));
+        self.cluster.update(Update::Target(pod.keep()));
         self.pods.insert(name_of(&pod.metadata), pod);
     }
 
@@ -106,7 +106,7 @@ impl World {
     }
 
     pub fn delete_pod(&mut self, pod: &NamespacedName) {
-        self.cluster.update(Update::NoPod(pod.clone()));
+        self.cluster.update(Update::NoTarget(TargetName::pod(pod.clone())));
         self.pods.remove(pod);
     }
 
@@ -220,6 +220,7 @@ impl World {
         match work {
             Work::Group(name) => group_write(&self.cluster, name, NOW).is_some(),
             Work::Binding(name) => binding_write(&self.cluster, name, NOW).is_some(),
+            Work::Interface(name) => interface_write(&self.cluster, name, NOW).is_some(),
             Work::Slice(group, name) => slice_write(&self.cluster, group, name).is_some(),
         }
     }
@@ -243,6 +244,8 @@ impl World {
                 binding.metadata.resource_version = Some(self.next());
                 self.show_binding(binding);
             }
+            // Nobody declares one in this world.
+            Work::Interface(_) => return false,
             Work::Slice(group, name) => {
                 let Some(write) = slice_write(&self.cluster, group, name) else { return false };
                 let key = NamespacedName::new(&*group.namespace, name);
@@ -316,7 +319,7 @@ impl World {
 
     fn pods_of(&self, node: &str) -> Update {
         let here = |p: &&Pod| p.spec.as_ref().and_then(|s| s.node_name.as_deref()) == Some(node);
-        Update::Pods(self.pods.values().filter(here).map(Indexed::keep).collect())
+        Update::Targets(TargetKind::Pod, self.pods.values().filter(here).map(Indexed::keep).collect())
     }
 
     /// A node's agent commits what it knows: a group that is named for the first time is looked up, as watches would.

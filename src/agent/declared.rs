@@ -1,0 +1,252 @@
+//! What `NetworkInterface`s declare of this node's devices, and what becomes of it.
+//!
+//! PURE, but for the reading of what a device is. What people declare is believed about a device that can only lead to one
+//! machine, and about no other: it takes nothing from a pod, and cannot cut the node itself off.
+
+use super::devices::{Kind, Links};
+use crate::api::{DeviceState, ReportedInterface};
+use crate::index::Target;
+use crate::nft::own::{Device, Devices};
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::net::IpAddr;
+use std::path::Path;
+
+/// A network interface as it is declared, with the addresses that are its own.
+pub struct Declared<'a> {
+    /// The object.
+    pub target: &'a Target,
+    /// What may come out of its device, beside link-local addresses.
+    pub addresses: BTreeSet<IpAddr>,
+}
+
+/// What else there is to know of a device before it is believed to lead to a machine.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Nature {
+    /// It carries Ethernet.
+    pub ethernet: bool,
+    /// The node's default route leads through it.
+    pub uplink: bool,
+    /// It stands on another device, as a macvtap does: its traffic goes around the node.
+    pub stacked: bool,
+    /// It is a port of a bridge, and the bridge hands IPv4 and IPv6 to the rules.
+    pub bridged: Option<[bool; 2]>,
+}
+
+impl Nature {
+    /// Of these devices, as far as they are there.
+    pub fn read<'a>(names: impl Iterator<Item = &'a str>) -> BTreeMap<String, Self> {
+        let uplinks = uplinks();
+        names.map(|name| (name.to_owned(), Self::of(name, &uplinks))).collect()
+    }
+
+    fn of(name: &str, uplinks: &BTreeSet<String>) -> Self {
+        let folder = Path::new("/sys/class/net").join(name);
+        let on = |path: &Path| fs::read_to_string(path).is_ok_and(|text| text.trim() == "1");
+        let bridge = folder.join("brport/bridge");
+        // A bridge hands packets over if it is told to, or all bridges are.
+        let filtered = |word: &str| {
+            on(&bridge.join(format!("bridge/nf_call_{word}")))
+                || on(&Path::new("/proc/sys/net/bridge").join(format!("bridge-nf-call-{word}")))
+        };
+        Self {
+            ethernet: on(&folder.join("type")),
+            uplink: uplinks.contains(name),
+            stacked: fs::read_dir(&folder).into_iter().flatten().flatten().any(|entry| is_lower(&entry)),
+            bridged: bridge.exists().then(|| [filtered("iptables"), filtered("ip6tables")]),
+        }
+    }
+}
+
+fn is_lower(entry: &fs::DirEntry) -> bool {
+    entry.file_name().to_string_lossy().starts_with("lower_")
+}
+
+/// The devices through which default routes lead.
+fn uplinks() -> BTreeSet<String> {
+    // Name, destination, gateway, …, in the eighth place the mask.
+    let v4 = fs::read_to_string("/proc/net/route").unwrap_or_default();
+    let v4 = v4.lines().filter_map(|line| {
+        let fields: Vec<&str> = line.split_whitespace().collect();
+        (fields.get(1)? == &"00000000" && fields.get(7)? == &"00000000").then(|| fields[0].to_owned())
+    });
+    // Destination and its prefix length first, the name last.
+    let v6 = fs::read_to_string("/proc/net/ipv6_route").unwrap_or_default();
+    let v6 = v6.lines().filter_map(|line| {
+        let fields: Vec<&str> = line.split_whitespace().collect();
+        let name = fields.last().filter(|name| **name != "lo")?;
+        (fields[0].bytes().all(|b| b == b'0') && fields.get(1)? == &"00").then(|| (*name).to_owned())
+    });
+    v4.chain(v6).collect()
+}
+
+/// The devices to watch, beside those of pods, and what is to be said of every interface.
+pub fn settle<'a>(
+    declared: impl IntoIterator<Item = Declared<'a>>,
+    links: &Links,
+    natures: &BTreeMap<String, Nature>,
+    of_pods: &Devices,
+) -> (Devices, Vec<ReportedInterface>) {
+    let mut declared: Vec<Declared> = declared.into_iter().collect();
+    declared.sort_by(|a, b| a.target.name.cmp(&b.target.name));
+    let (mut devices, mut said) = (Devices::new(), Vec::new());
+    for Declared { target, addresses } in declared {
+        let (state, message) = match settle_one(target, addresses, links, natures, of_pods, &mut devices) {
+            Ok(message) => (DeviceState::Watched, message),
+            Err((state, message)) => (state, message),
+        };
+        said.push(ReportedInterface {
+            namespace: target.name.namespace.clone(),
+            name: target.name.name.clone(),
+            uid: target.uid.clone(),
+            generation: target.generation,
+            state,
+            message,
+        });
+    }
+    (devices, said)
+}
+
+fn settle_one(
+    target: &Target,
+    mut addresses: BTreeSet<IpAddr>,
+    links: &Links,
+    natures: &BTreeMap<String, Nature>,
+    of_pods: &Devices,
+    devices: &mut Devices,
+) -> Result<String, (DeviceState, String)> {
+    let Some(declared) = &target.device else {
+        return Err((DeviceState::DeviceNotFound, "it declares no device".to_owned()));
+    };
+    let device = &declared.name;
+    let unsuitable = |why: &str| (DeviceState::DeviceUnsuitable, format!("{device} {why}"));
+    let Some(link) = links.get(device) else {
+        let message = format!("there is no device {device} on this node; its addresses are guarded all the same");
+        return Err((DeviceState::DeviceNotFound, message));
+    };
+    let nature = natures.get(device).copied().unwrap_or_default();
+    if link.kind == Kind::Other {
+        return Err(unsuitable(
+            "is a bridge, a VLAN, hardware or the like: name the tap or veth device of the machine",
+        ));
+    }
+    if nature.uplink {
+        return Err(unsuitable("is the node's own: its default route leads through it"));
+    }
+    if nature.stacked {
+        return Err(unsuitable(
+            "stands on another device, like a macvtap: what passes it passes no rules of this node",
+        ));
+    }
+    if !nature.ethernet {
+        return Err(unsuitable("does not carry Ethernet: name a tap, not a tun device"));
+    }
+    let (name, mac) = (device.parse(), declared.mac.parse());
+    let (Ok(name), Ok(mac)) = (name, mac) else {
+        return Err(unsuitable("or its link address is none that can be watched"));
+    };
+    if of_pods.contains_key(&name) {
+        return Err((DeviceState::DeviceInUse, format!("{device} leads to a pod")));
+    }
+    if devices.contains_key(&name) {
+        return Err((
+            DeviceState::DeviceInUse,
+            format!("another NetworkInterface declares {device} too, and comes first"),
+        ));
+    }
+    addresses.extend(&declared.link_local);
+    devices.insert(name, Device { index: link.index, addresses, mac: Some(mac) });
+    let has = |family: fn(&IpAddr) -> bool| target.claimed().iter().any(family);
+    if let Some([v4, v6]) = nature.bridged
+        && (has(IpAddr::is_ipv4) && !v4 || has(IpAddr::is_ipv6) && !v6)
+    {
+        let message = format!(
+            "the bridge of {device} hands no packets to the rules: load br_netfilter, and set \
+             net.bridge.bridge-nf-call-iptables and net.bridge.bridge-nf-call-ip6tables to 1"
+        );
+        return Err((DeviceState::BridgeNotFiltered, message));
+    }
+    Ok(format!("nothing but what it declares comes out of {device}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::devices::Link;
+    use super::*;
+    use crate::api::NetworkInterface;
+    use serde_json::json;
+
+    fn interface(name: &str, device: &str, addresses: &[&str]) -> Target {
+        let interface: NetworkInterface = serde_json::from_value(json!({
+            "apiVersion": "ringfence.io/v1alpha1",
+            "kind": "NetworkInterface",
+            "metadata": { "name": name, "namespace": "shop", "uid": name, "generation": 3 },
+            "spec": { "nodeName": "n1", "device": device, "macAddress": "52:54:00:00:00:01", "addresses": addresses },
+        }))
+        .unwrap();
+        Target::from(&interface)
+    }
+
+    const TAP: Nature = Nature { ethernet: true, uplink: false, stacked: false, bridged: None };
+
+    fn settled(targets: &[Target], devices: &[(&str, Kind, Nature)]) -> (Devices, Vec<(DeviceState, String)>) {
+        let named = |name: &str| name.to_owned();
+        let links = devices.iter().zip(1..).map(|((name, kind, _), index)| (named(name), Link { index, kind: *kind }));
+        let natures = devices.iter().map(|(name, _, nature)| (named(name), *nature)).collect();
+        let of_pods = Devices::from([("veth1".parse().unwrap(), Device::default())]);
+        let declared = targets.iter().map(|target| Declared { target, addresses: target.claimed().clone() });
+        let (devices, said) = settle(declared, &links.collect(), &natures, &of_pods);
+        (devices, said.into_iter().map(|said| (said.state, said.message)).collect())
+    }
+
+    fn refused(device: (&str, Kind, Nature)) -> (DeviceState, String) {
+        let (devices, said) = settled(&[interface("db", device.0, &["10.20.0.5"])], &[device]);
+        assert!(devices.is_empty(), "{devices:?}");
+        said.into_iter().next().unwrap()
+    }
+
+    #[test]
+    fn a_tap_is_watched_with_all_that_is_declared() {
+        let (devices, said) =
+            settled(&[interface("db", "tap0", &["10.20.0.5", "fd00::5", "fe80::5"])], &[("tap0", Kind::Plain, TAP)]);
+        let device = &devices[&"tap0".parse().unwrap()];
+        let addresses: Vec<String> = device.addresses.iter().map(ToString::to_string).collect();
+        assert_eq!((device.index, addresses.join(" ")), (1, "10.20.0.5 fd00::5 fe80::5".to_owned()));
+        assert_eq!(device.mac.unwrap().to_string(), "52:54:00:00:00:01");
+        assert_eq!(said, [(DeviceState::Watched, "nothing but what it declares comes out of tap0".to_owned())]);
+    }
+
+    #[test]
+    fn what_cannot_lead_to_one_machine_is_left_alone() {
+        assert_eq!(refused(("br0", Kind::Other, TAP)).0, DeviceState::DeviceUnsuitable);
+        assert_eq!(refused(("eth0", Kind::Pair, Nature { uplink: true, ..TAP })).0, DeviceState::DeviceUnsuitable);
+        assert_eq!(refused(("macvtap0", Kind::Pair, Nature { stacked: true, ..TAP })).0, DeviceState::DeviceUnsuitable);
+        assert_eq!(refused(("tun0", Kind::Plain, Nature { ethernet: false, ..TAP })).0, DeviceState::DeviceUnsuitable);
+        assert_eq!(refused(("veth1", Kind::Pair, TAP)), (DeviceState::DeviceInUse, "veth1 leads to a pod".to_owned()));
+    }
+
+    #[test]
+    fn one_that_is_not_there_or_anothers_waits() {
+        let two = [interface("a", "tap0", &["10.20.0.5"]), interface("b", "tap0", &["10.20.0.6"])];
+        let (devices, said) = settled(&two, &[("tap0", Kind::Plain, TAP)]);
+        assert_eq!((devices.len(), said[0].0, said[1].0), (1, DeviceState::Watched, DeviceState::DeviceInUse));
+        let (devices, said) = settled(&two[..1], &[]);
+        assert_eq!((devices.len(), said[0].0), (0, DeviceState::DeviceNotFound));
+    }
+
+    #[test]
+    fn a_bridge_that_hands_nothing_over_is_told_and_its_port_is_watched() {
+        let on = |families| [("tap0", Kind::Plain, Nature { bridged: Some(families), ..TAP })];
+        let both = [interface("db", "tap0", &["10.20.0.5", "fd00::5"])];
+        let only_v4 = [interface("db", "tap0", &["10.20.0.5"])];
+        let state = |targets: &[Target], families| {
+            let (devices, said) = settled(targets, &on(families));
+            assert_eq!(devices.len(), 1);
+            said[0].0
+        };
+        assert_eq!(state(&both, [true, true]), DeviceState::Watched);
+        assert_eq!(state(&both, [true, false]), DeviceState::BridgeNotFiltered);
+        assert_eq!(state(&only_v4, [true, false]), DeviceState::Watched);
+        assert_eq!(state(&only_v4, [false, true]), DeviceState::BridgeNotFiltered);
+    }
+}
