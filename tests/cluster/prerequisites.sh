@@ -24,6 +24,7 @@ needed=(
 	nft:nftables
 	nsenter:util-linux
 	openssl:openssl
+	qemu-system-x86_64:qemu-system-x86
 	runc:runc
 	sysctl:procps
 	tcpdump:tcpdump

@@ -18,6 +18,7 @@ one_at_a_time "$@"
 
 tools=$("$cluster_sources/tools.sh")
 images=$("$cluster_sources/images.sh" "$tools")
+guest=$("$cluster_sources/guest.sh" "$images")
 export PATH=$tools:$PATH
 # Hosts have their own /run and /var and could not see what lies there.
 for path in "$state" "$tools" "$cluster_sources"; do
@@ -27,7 +28,7 @@ done
 kubectl() { inside control kubectl --kubeconfig "$state/kubeconfig" "$@"; }
 
 # What the running cluster was made of; another answer means another cluster.
-recipe() { echo "$CNI $tools $images"; }
+recipe() { echo "$CNI $tools $images $guest"; }
 
 healthy() {
 	local host name

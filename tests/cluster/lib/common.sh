@@ -27,6 +27,8 @@ node_v4() { echo "172.30.0.${1#n}"; }
 node_v6() { echo "fd00:172:30::${1#n}"; }
 node_pods_v4() { echo "10.244.${1#n}.0/24"; }
 node_pods_v6() { echo "fd00:10:244:${1#n}::/64"; }
+node_guests_v4() { echo "10.20.${1#n}.0/24"; }
+node_guests_v6() { echo "fd20:0:0:${1#n}::/64"; }
 
 say() { echo "cluster: $*" >&2; }
 fail() { say "$*"; exit 1; }

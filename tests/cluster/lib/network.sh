@@ -26,7 +26,7 @@ create_network() {
 		plug_in "$node" "$(node_v4 "$node")/24" "$(node_v6 "$node")/64"
 	done
 
-	route_pods
+	route_workloads
 	add_outside_clients
 }
 
@@ -67,15 +67,19 @@ add_addresses() {
 	for address; do ip -n "$prefix-$place" address add "$address" dev "$device"; done
 }
 
-# Everybody reaches pods through their node and the rest of the world through
-# "outside"; cluster IPs are reached through the first node.
-route_pods() {
-	local place node
+# Everybody reaches pods and guests through their node and the rest of the
+# world through "outside"; cluster IPs are reached through the first node.
+route_workloads() {
+	local place node range
 	for place in "${places[@]}"; do
 		for node in "${nodes[@]}"; do
 			[[ $node != "$place" ]] || continue
-			ip -n "$prefix-$place" route add "$(node_pods_v4 "$node")" via "$(node_v4 "$node")"
-			ip -n "$prefix-$place" route add "$(node_pods_v6 "$node")" via "$(node_v6 "$node")"
+			for range in "$(node_pods_v4 "$node")" "$(node_guests_v4 "$node")"; do
+				ip -n "$prefix-$place" route add "$range" via "$(node_v4 "$node")"
+			done
+			for range in "$(node_pods_v6 "$node")" "$(node_guests_v6 "$node")"; do
+				ip -n "$prefix-$place" route add "$range" via "$(node_v6 "$node")"
+			done
 		done
 		[[ $place != outside ]] || continue
 		ip -n "$prefix-$place" route add default via "$outside_v4"

@@ -4,6 +4,8 @@
 
 write_wrappers() {
 	cp "$images/probe" "$state/probe"
+	ln -s "$guest" "$state/guest-image"
+	mkdir -p "$state/guests"
 
 	# The API server is only reachable from inside the cluster's network.
 	wrapper kubectl "exec nsenter --net=$(netns control) -- $tools/kubectl --kubeconfig $state/kubeconfig \"\$@\""
@@ -14,6 +16,7 @@ write_wrappers() {
 	wrapper node 'place=$1; shift' "exec nsenter --net=/run/netns/$prefix-\$place -- \"\$@\""
 
 	script pod
+	script guest
 	script load-image
 	script service
 }
