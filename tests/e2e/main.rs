@@ -16,6 +16,7 @@ mod edits;
 mod extra_addresses;
 mod gate;
 mod lifecycle;
+mod machines;
 mod members;
 mod metrics;
 mod privileges;
