@@ -17,7 +17,7 @@ use std::net::IpAddr;
     shortname = "nic",
     category = "ringfence",
     status = "NetworkInterfaceStatus",
-    selectable = "spec.nodeName",
+    selectable = ".spec.nodeName",
     derive = "PartialEq",
     doc = "NetworkInterface is an interface of a machine that Kubernetes does not run: of a VM of libvirt, plain QEMU, Firecracker and the like. SecurityGroupBindings select it by its labels. Nothing but what it declares comes out of its device.",
     printcolumn(name = "Node", type_ = "string", json_path = ".spec.nodeName", description = "The node it is on"),
