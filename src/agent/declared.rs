@@ -6,7 +6,7 @@
 use super::devices::{Kind, Links};
 use crate::api::{DeviceState, ReportedInterface};
 use crate::index::Target;
-use crate::nft::own::{Device, Devices};
+use crate::nft::own::{Device, DeviceName, Devices};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::net::IpAddr;
@@ -80,41 +80,71 @@ fn uplinks() -> BTreeSet<String> {
     v4.chain(v6).collect()
 }
 
-/// The devices to watch, beside those of pods, and what is to be said of every interface.
+/// What becomes of a network interface.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Settled {
+    /// The device that is to be watched for it.
+    pub device: Option<DeviceName>,
+    /// What is to be said of it.
+    pub said: ReportedInterface,
+}
+
+impl Settled {
+    /// The same, where what would be watched is not.
+    pub fn not_watched(&mut self, why: &str) {
+        if self.said.state == DeviceState::Watched {
+            self.said.state = DeviceState::NotWatched;
+            self.said.message = format!("it may send with any address: {why}").chars().take(1000).collect();
+        }
+    }
+}
+
+/// The devices to watch, beside those of pods, and what becomes of every interface.
 pub fn settle<'a>(
     declared: impl IntoIterator<Item = Declared<'a>>,
     links: &Links,
     natures: &BTreeMap<String, Nature>,
     of_pods: &Devices,
-) -> (Devices, Vec<ReportedInterface>) {
+) -> (Devices, Vec<Settled>) {
     let mut declared: Vec<Declared> = declared.into_iter().collect();
     declared.sort_by(|a, b| a.target.name.cmp(&b.target.name));
-    let (mut devices, mut said) = (Devices::new(), Vec::new());
+    let (mut devices, mut settled) = (Devices::new(), Vec::new());
     for Declared { target, addresses } in declared {
-        let (state, message) = match settle_one(target, addresses, links, natures, of_pods, &mut devices) {
-            Ok(message) => (DeviceState::Watched, message),
-            Err((state, message)) => (state, message),
+        let (device, (state, message)) = match find(target, addresses, links, natures) {
+            Ok((name, _)) if of_pods.contains_key(&name) => {
+                (None, (DeviceState::DeviceInUse, format!("{name} leads to a pod")))
+            }
+            Ok((name, _)) if devices.contains_key(&name) => {
+                let message = format!("another NetworkInterface declares {name} too, and comes first");
+                (None, (DeviceState::DeviceInUse, message))
+            }
+            Ok((name, device)) => {
+                let said = passage(target, &name, natures);
+                devices.insert(name.clone(), device);
+                (Some(name), said)
+            }
+            Err(said) => (None, said),
         };
-        said.push(ReportedInterface {
+        let said = ReportedInterface {
             namespace: target.name.namespace.clone(),
             name: target.name.name.clone(),
             uid: target.uid.clone(),
             generation: target.generation,
             state,
             message,
-        });
+        };
+        settled.push(Settled { device, said });
     }
-    (devices, said)
+    (devices, settled)
 }
 
-fn settle_one(
+/// The device of an interface, if it is one that can lead to one machine.
+fn find(
     target: &Target,
     mut addresses: BTreeSet<IpAddr>,
     links: &Links,
     natures: &BTreeMap<String, Nature>,
-    of_pods: &Devices,
-    devices: &mut Devices,
-) -> Result<String, (DeviceState, String)> {
+) -> Result<(DeviceName, Device), (DeviceState, String)> {
     let Some(declared) = &target.device else {
         return Err((DeviceState::DeviceNotFound, "it declares no device".to_owned()));
     };
@@ -145,28 +175,24 @@ fn settle_one(
     let (Ok(name), Ok(mac)) = (name, mac) else {
         return Err(unsuitable("or its link address is none that can be watched"));
     };
-    if of_pods.contains_key(&name) {
-        return Err((DeviceState::DeviceInUse, format!("{device} leads to a pod")));
-    }
-    if devices.contains_key(&name) {
-        return Err((
-            DeviceState::DeviceInUse,
-            format!("another NetworkInterface declares {device} too, and comes first"),
-        ));
-    }
     addresses.extend(&declared.link_local);
-    devices.insert(name, Device { index: link.index, addresses, mac: Some(mac) });
+    Ok((name, Device { index: link.index, addresses, mac: Some(mac) }))
+}
+
+/// Whether what passes a device that is watched passes the rules.
+fn passage(target: &Target, name: &DeviceName, natures: &BTreeMap<String, Nature>) -> (DeviceState, String) {
     let has = |family: fn(&IpAddr) -> bool| target.claimed().iter().any(family);
-    if let Some([v4, v6]) = nature.bridged
-        && (has(IpAddr::is_ipv4) && !v4 || has(IpAddr::is_ipv6) && !v6)
-    {
-        let message = format!(
-            "the bridge of {device} hands no packets to the rules: load br_netfilter, and set \
-             net.bridge.bridge-nf-call-iptables and net.bridge.bridge-nf-call-ip6tables to 1"
-        );
-        return Err((DeviceState::BridgeNotFiltered, message));
+    let bridged = natures.get(&name.to_string()).and_then(|nature| nature.bridged);
+    match bridged {
+        Some([v4, v6]) if has(IpAddr::is_ipv4) && !v4 || has(IpAddr::is_ipv6) && !v6 => {
+            let message = format!(
+                "the bridge of {name} hands no packets to the rules: load br_netfilter, and set \
+                 net.bridge.bridge-nf-call-iptables and net.bridge.bridge-nf-call-ip6tables to 1"
+            );
+            (DeviceState::BridgeNotFiltered, message)
+        }
+        _ => (DeviceState::Watched, format!("nothing but what it declares comes out of {name}")),
     }
-    Ok(format!("nothing but what it declares comes out of {device}"))
 }
 
 #[cfg(test)]
@@ -196,7 +222,7 @@ mod tests {
         let of_pods = Devices::from([("veth1".parse().unwrap(), Device::default())]);
         let declared = targets.iter().map(|target| Declared { target, addresses: target.claimed().clone() });
         let (devices, said) = settle(declared, &links.collect(), &natures, &of_pods);
-        (devices, said.into_iter().map(|said| (said.state, said.message)).collect())
+        (devices, said.into_iter().map(|settled| (settled.said.state, settled.said.message)).collect())
     }
 
     fn refused(device: (&str, Kind, Nature)) -> (DeviceState, String) {

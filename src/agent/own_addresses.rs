@@ -6,12 +6,12 @@
 use super::Shared;
 use super::announce::Announcer;
 use super::attachments::Attachment;
-use super::declared::{self, Declared, Nature};
+use super::declared::{self, Declared, Nature, Settled};
 use super::devices::{Cache, Links, links};
 use super::extra_addresses::{Extra, Widest};
 use super::kernel::Kernel;
+use crate::api::ReportedInterface;
 use crate::api::conditions::{OWN_ADDRESSES_ONLY, Verdict, listed};
-use crate::api::{DeviceState, ReportedInterface};
 use crate::index::TargetKind;
 use crate::nft::exec::NftError;
 use crate::nft::own::{Device, DeviceName, Devices, Invalid, Tunnels, Watched};
@@ -107,9 +107,9 @@ impl OwnAddresses {
         let revision = self.state.lock().attachments.revision();
         if !self.enabled {
             self.kernel.remove().await?;
-            let (_, interfaces) = self.declared(&links()?, &Devices::new());
+            let (_, mut interfaces) = self.declared(&links()?, &Devices::new());
             let why = "anti-spoofing is switched off";
-            let interfaces = not_watched(interfaces, why);
+            interfaces.iter_mut().for_each(|interface| interface.not_watched(why));
             self.say(false, "Disabled", format!("pods may send with any address: {why}"), interfaces);
             self.settled.send_replace(revision);
             return Ok(());
@@ -128,7 +128,7 @@ impl OwnAddresses {
             });
             desired(attachments, &links, residents)
         };
-        let (declared, interfaces) = self.declared(&links, &devices);
+        let (declared, mut interfaces) = self.declared(&links, &devices);
         let of_pods = devices.len();
         let devices = devices.into_iter().chain(declared).collect();
         let mut watched = Watched { tunnels: self.tunnels.clone(), devices };
@@ -136,7 +136,11 @@ impl OwnAddresses {
             // Only the kernel's own "no" is about what was asked; all else is about the moment.
             Err(NftError::Refused(message)) if reason == Reason::Retry => {
                 tracing::error!(%message, "the kernel refused the devices, looking for the one at fault");
-                unknown.extend(self.leave_out_refused(&mut watched).await);
+                for (device, message) in self.leave_out_refused(&mut watched).await {
+                    let concerned = interfaces.iter_mut().filter(|settled| settled.device.as_ref() == Some(&device));
+                    concerned.for_each(|interface| interface.not_watched(&message));
+                    unknown.push(message);
+                }
                 self.kernel.enforce(watched.clone(), false).await
             }
             outcome => outcome,
@@ -144,7 +148,7 @@ impl OwnAddresses {
         let damage = match outcome {
             Ok(damage) => damage,
             Err(error) => {
-                let interfaces = not_watched(interfaces, &error.to_string());
+                interfaces.iter_mut().for_each(|interface| interface.not_watched(&error.to_string()));
                 self.say(false, "NotCommitted", error.to_string(), interfaces);
                 return Err(error);
             }
@@ -164,20 +168,21 @@ impl OwnAddresses {
     }
 
     /// Takes out the devices that the kernel refuses, each tried alone, and says which (S13).
-    async fn leave_out_refused(&self, watched: &mut Watched) -> Vec<String> {
+    async fn leave_out_refused(&self, watched: &mut Watched) -> Vec<(DeviceName, String)> {
         let mut refused = Vec::new();
         for (name, device) in watched.devices.clone() {
             let alone = Watched { devices: [(name.clone(), device)].into(), ..watched.clone() };
             if let Some(message) = self.kernel.refuses(&alone).await {
                 watched.devices.remove(&name);
-                refused.push(format!("the kernel refuses to watch device {name}: {message}"));
+                let message = format!("the kernel refuses to watch device {name}: {message}");
+                refused.push((name, message));
             }
         }
         refused
     }
 
     /// The devices of network interfaces, and what is to be said of those.
-    fn declared(&self, links: &Links, of_pods: &Devices) -> (Devices, Vec<ReportedInterface>) {
+    fn declared(&self, links: &Links, of_pods: &Devices) -> (Devices, Vec<Settled>) {
         let state = self.state.lock();
         let interfaces = state.index.all_targets().filter(|target| target.kind == TargetKind::NetworkInterface);
         let declared: Vec<Declared> =
@@ -187,8 +192,9 @@ impl OwnAddresses {
         declared::settle(declared, links, &natures, of_pods)
     }
 
-    fn say(&self, status: bool, reason: &'static str, message: String, interfaces: Vec<ReportedInterface>) {
+    fn say(&self, status: bool, reason: &'static str, message: String, interfaces: Vec<Settled>) {
         let verdict = Verdict { type_: OWN_ADDRESSES_ONLY, status, reason, message };
+        let interfaces = interfaces.into_iter().map(|interface| interface.said).collect();
         let now = Some(Said { verdict, interfaces });
         self.said.send_if_modified(|said| {
             let news = *said != now;
@@ -196,15 +202,6 @@ impl OwnAddresses {
             news
         });
     }
-}
-
-/// The same, where what would be watched is not.
-fn not_watched(mut interfaces: Vec<ReportedInterface>, why: &str) -> Vec<ReportedInterface> {
-    for interface in interfaces.iter_mut().filter(|interface| interface.state == DeviceState::Watched) {
-        interface.state = DeviceState::NotWatched;
-        interface.message = format!("it may send with any address: {why}").chars().take(1000).collect();
-    }
-    interfaces
 }
 
 /// What should be in the kernel, and what cannot be, in words.

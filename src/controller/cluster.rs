@@ -280,7 +280,7 @@ impl Cluster {
     }
 
     fn changed(&mut self, changes: Changes) {
-        let Changes { members, targets, groups, bindings } = changes;
+        let Changes { members, targets, groups, bindings, interfaces } = changes;
         for group in &groups {
             self.group_changed(group);
         }
@@ -295,15 +295,13 @@ impl Cluster {
                 self.targets.remove(&binding);
             }
             self.work.insert(Work::Binding(binding));
-            if target.kind == TargetKind::NetworkInterface {
-                self.work.insert(Work::Interface(target.name));
-            }
         }
         if !(groups.is_empty() && bindings.is_empty()) {
             // What was in use may not be any more.
             self.work.extend(self.deleting.iter().cloned().map(Work::Group));
         }
         self.work.extend(bindings.into_iter().map(Work::Binding));
+        self.work.extend(interfaces.into_iter().map(Work::Interface));
     }
 
     fn group_changed(&mut self, name: &NamespacedName) {

@@ -83,7 +83,8 @@ pub fn of_interface(
     Some(NetworkInterfaceStatus {
         observed_generation: Some(interface.generation),
         conditions: conditions_of(&before.conditions, verdicts, interface.generation, now),
-        groups: (!groups.is_empty()).then(|| groups.into_iter().collect::<Vec<_>>().join(",")),
+        // Always there: a patch leaves alone what it does not mention.
+        groups: Some(groups.into_iter().collect::<Vec<_>>().join(",")),
     })
 }
 

@@ -35,6 +35,8 @@ pub struct Changes {
     pub groups: BTreeSet<NamespacedName>,
     /// Bindings that came, went, or say something else.
     pub bindings: BTreeSet<NamespacedName>,
+    /// Network interfaces that have other groups, or whose addresses are their own or not any more.
+    pub interfaces: BTreeSet<NamespacedName>,
 }
 
 impl Changes {
@@ -43,13 +45,20 @@ impl Changes {
         *self == Self::default()
     }
 
+    fn note(&mut self, target: &TargetName) {
+        if target.kind == TargetKind::NetworkInterface {
+            self.interfaces.insert(target.name.clone());
+        }
+    }
+
     /// Adds what another call changed.
     pub fn extend(&mut self, other: Self) {
-        let Self { members, targets, groups, bindings } = other;
+        let Self { members, targets, groups, bindings, interfaces } = other;
         self.members.extend(members);
         self.targets.extend(targets);
         self.groups.extend(groups);
         self.bindings.extend(bindings);
+        self.interfaces.extend(interfaces);
     }
 }
 
@@ -360,6 +369,7 @@ impl Index {
 
     /// Every relation of a target may look different now.
     fn touch(&self, target: &TargetName, changes: &mut Changes) {
+        changes.note(target);
         for binding in self.bindings_of(target) {
             changes.targets.insert((binding.name.clone(), target.clone()));
             changes.members.extend(binding.groups.iter().map(|group| (group.clone(), target.clone())));
@@ -388,6 +398,7 @@ impl Index {
 
     /// A binding begins or ceases to select a target.
     fn attach(&mut self, binding: &NamespacedName, target: &TargetName, selected: bool, changes: &mut Changes) {
+        changes.note(target);
         changes.targets.insert((binding.clone(), target.clone()));
         let groups = self.bindings.get(binding).map(|b| b.groups.clone()).unwrap_or_default();
         for group in groups {

@@ -6,6 +6,7 @@ use crate::api::{NetworkInterface, NodeEnforcement, SecurityGroupBinding};
 use crate::controller::cluster::{Cluster, Work};
 use crate::controller::feeds::Tracked;
 use crate::controller::{status, truth};
+use crate::index::Update;
 use serde_json::{Value, json};
 
 fn interface(name: &str, addresses: &[&str]) -> NetworkInterface {
@@ -111,4 +112,19 @@ fn s10_addresses_of_others_are_not_its_own() {
     is(&cluster, "Accepted", "False", "AddressConflict");
     take(&mut cluster, &interface("vm", &["172.30.0.1"]));
     is(&cluster, "Accepted", "False", "AddressReserved");
+}
+
+#[test]
+fn one_that_nothing_selects_is_told_of_conflicts_too_and_is_written_once() {
+    let mut cluster = scene();
+    cluster.update(Update::NoBinding(key("db")));
+    let status = |cluster: &Cluster, before| status::of_interface(cluster, &key("vm"), &before, NOW).unwrap();
+    let written = status(&cluster, Default::default());
+    assert_eq!(written.groups.as_deref(), Some(""), "a patch takes nothing away that it does not mention");
+    assert_eq!(status(&cluster, written.clone()), written);
+    cluster.take_work();
+    take(&mut cluster, &mk_pod("web", "web", Some("n1"), &["10.20.0.5"]));
+    assert!(cluster.take_work().contains(&Work::Interface(key("vm"))));
+    cluster.set_service_networks(vec!["10.20.0.0/16".parse().unwrap()]);
+    assert!(cluster.take_work().contains(&Work::Interface(key("vm"))));
 }
