@@ -55,6 +55,7 @@ fn s10_a_terminating_pod_serves_until_it_is_gone() {
         .replace("[/bin/probe, serve,", "[/bin/sh, -c, 'trap \"\" TERM; /bin/probe \"$@\" & wait; wait', sh, serve,");
     namespace.apply(&manifest);
     let client = namespace.pods(&[("client", "client", "n1")]).remove("client").unwrap();
+    namespace.kubectl(&["wait", "--for=condition=Ready", "pod/server", "--timeout=60s"]);
     let server = namespace.pod("server");
     for group in ["server", "client"] {
         let peer = if group == "server" { "client" } else { "server" };

@@ -117,12 +117,16 @@ fn policies_that_deny_refuse_and_name_pods_by_their_group() {
     silent(&namespace, &APPLY, &group("old", &tcp("80", OFFICE)));
     namespace.tell(&APPLY, &policies.0);
     let open = group("open", &tcp("22", WORLD));
-    eventually("the policies are in force", || !namespace.tell(&["create", "--dry-run=server", "-f", "-"], &open).0);
+    let many: Vec<String> = (0..3).map(|i| tcp(&(80 + i).to_string(), OFFICE)).collect();
+    let many = group("old", &many.join(", "));
+    let by_address = tcp("80", "remote: {cidrs: [\"192.0.2.0/24\", \"10.244.3.0/24\"]}");
+    // The API server takes up one after the other.
+    for bad in [&open, &many, &group("old", &by_address)] {
+        eventually("the policy is in force", || !namespace.tell(&["apply", "--dry-run=server", "-f", "-"], bad).0);
+    }
     refused(&namespace, &APPLY, &open, "admin ports to 0.0.0.0/0, ::/0: 22 (SSH)");
     refused(&namespace, &SERVER_SIDE, &open, "admin ports to 0.0.0.0/0, ::/0: 22 (SSH)");
-    let many: Vec<String> = (0..3).map(|i| tcp(&(80 + i).to_string(), OFFICE)).collect();
-    refused(&namespace, &APPLY, &group("old", &many.join(", ")), "Split it by tier");
-    let by_address = tcp("80", "remote: {cidrs: [\"192.0.2.0/24\", \"10.244.3.0/24\"]}");
+    refused(&namespace, &APPLY, &many, "Split it by tier");
     refused(&namespace, &APPLY, &group("old", &by_address), "addresses of pods (10.244.3.0/24)");
     let by_group = tcp("80", "remote: {securityGroup: {name: app}}");
     silent(&namespace, &APPLY, &group("old", &format!("{by_address}, {by_group}")));

@@ -24,6 +24,15 @@ pub fn alone() -> RwLockWriteGuard<'static, ()> {
     CALM.write().unwrap_or_else(PoisonError::into_inner)
 }
 
+/// Waits until the namespaces of earlier tests are gone, for tests that stop the API server.
+///
+/// One that has just started does not serve every kind yet, and a namespace that goes then leaves objects of the others behind:
+/// nobody can delete those, as policies of admission look for their namespace in vain.
+pub fn nobody_is_leaving() {
+    let phases = ["get", "namespaces", "-o", "jsonpath={.items[*].status.phase}"];
+    eventually("namespaces are gone", || !kubectl(&phases).contains("Terminating"));
+}
+
 /// The folder of the cluster.
 pub fn folder() -> PathBuf {
     let default = concat!(env!("CARGO_MANIFEST_DIR"), "/target/cluster");

@@ -1,6 +1,8 @@
 //! Parts of Ringfence stop, and what is programmed stays (S8); what is not programmed is not called enforced (S15).
 
-use super::cluster::{Namespace, Running, agent, alone, command, eventually, folder, kubectl, output_of};
+use super::cluster::{
+    Namespace, Running, agent, alone, command, eventually, folder, kubectl, nobody_is_leaving, output_of,
+};
 use super::reach::{Pod, target};
 use std::path::Path;
 use std::time::Duration;
@@ -111,6 +113,7 @@ fn s8_restarts_of_agents_and_controllers_open_nothing_and_cut_nothing() {
 #[test]
 fn s8_without_the_api_server_everything_stays_and_afterwards_catches_up() {
     let _alone = alone();
+    nobody_is_leaving();
     let (namespace, server, client) = scene("headless");
     let service = |action: &str| {
         let mut service = command("service");
@@ -153,6 +156,7 @@ fn s8_without_the_api_server_everything_stays_and_afterwards_catches_up() {
 #[test]
 fn s8_a_restored_etcd_is_believed() {
     let _alone = alone();
+    nobody_is_leaving();
     let (namespace, server, client) = scene("restored");
     let service = |action: &str, host: &str, name: &str| {
         let mut service = command("service");
