@@ -1,7 +1,7 @@
 //! Which bindings select which targets: label-sets × selectors, never targets × bindings.
 //!
-//! Targets of one kind and namespace with the same labels share one entry, so a Deployment's thousandth pod costs no matching at all; and a
-//! selector that asks for a label is only tried on label-sets that have it.
+//! Targets of one kind and namespace with the same labels share one entry, so a Deployment's thousandth pod costs no matching at
+//! all; and a selector that asks for a label is only tried on label-sets that have it.
 
 use super::objects::{TargetKind, TargetName};
 use crate::policy::NamespacedName;
