@@ -3,9 +3,11 @@
 //! PURE, but for the reading of what a device is. What people declare is believed about a device that can only lead to one
 //! machine, and about no other: it takes nothing from a pod, and cannot cut the node itself off.
 
+use super::data_path::is_on;
 use super::devices::{Kind, Links};
+use super::routes::Routes;
 use crate::api::{DeviceState, ReportedInterface};
-use crate::index::Target;
+use crate::index::{DeclaredDevice, Target};
 use crate::nft::own::{Device, DeviceName, Devices};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -13,9 +15,11 @@ use std::net::IpAddr;
 use std::path::Path;
 
 /// A network interface as it is declared, with the addresses that are its own.
-pub struct Declared<'a> {
+pub struct Declared {
     /// The object.
-    pub target: &'a Target,
+    pub target: Target,
+    /// The device that it names.
+    pub device: DeclaredDevice,
     /// What may come out of its device, beside link-local addresses.
     pub addresses: BTreeSet<IpAddr>,
 }
@@ -36,22 +40,21 @@ pub struct Nature {
 impl Nature {
     /// Of these devices, as far as they are there.
     pub fn read<'a>(names: impl Iterator<Item = &'a str>) -> BTreeMap<String, Self> {
-        let uplinks = uplinks();
-        names.map(|name| (name.to_owned(), Self::of(name, &uplinks))).collect()
+        let routes = Routes::read();
+        names.map(|name| (name.to_owned(), Self::of(name, &routes))).collect()
     }
 
-    fn of(name: &str, uplinks: &BTreeSet<String>) -> Self {
+    fn of(name: &str, routes: &Routes) -> Self {
         let folder = Path::new("/sys/class/net").join(name);
-        let on = |path: &Path| fs::read_to_string(path).is_ok_and(|text| text.trim() == "1");
         let bridge = folder.join("brport/bridge");
         // A bridge hands packets over if it is told to, or all bridges are.
         let filtered = |word: &str| {
-            on(&bridge.join(format!("bridge/nf_call_{word}")))
-                || on(&Path::new("/proc/sys/net/bridge").join(format!("bridge-nf-call-{word}")))
+            is_on(bridge.join(format!("bridge/nf_call_{word}")))
+                || is_on(format!("/proc/sys/net/bridge/bridge-nf-call-{word}"))
         };
         Self {
-            ethernet: on(&folder.join("type")),
-            uplink: uplinks.contains(name),
+            ethernet: is_on(folder.join("type")),
+            uplink: routes.is_uplink(name),
             stacked: fs::read_dir(&folder).into_iter().flatten().flatten().any(|entry| is_lower(&entry)),
             bridged: bridge.exists().then(|| [filtered("iptables"), filtered("ip6tables")]),
         }
@@ -60,24 +63,6 @@ impl Nature {
 
 fn is_lower(entry: &fs::DirEntry) -> bool {
     entry.file_name().to_string_lossy().starts_with("lower_")
-}
-
-/// The devices through which default routes lead.
-fn uplinks() -> BTreeSet<String> {
-    // Name, destination, gateway, …, in the eighth place the mask.
-    let v4 = fs::read_to_string("/proc/net/route").unwrap_or_default();
-    let v4 = v4.lines().filter_map(|line| {
-        let fields: Vec<&str> = line.split_whitespace().collect();
-        (fields.get(1)? == &"00000000" && fields.get(7)? == &"00000000").then(|| fields[0].to_owned())
-    });
-    // Destination and its prefix length first, the name last.
-    let v6 = fs::read_to_string("/proc/net/ipv6_route").unwrap_or_default();
-    let v6 = v6.lines().filter_map(|line| {
-        let fields: Vec<&str> = line.split_whitespace().collect();
-        let name = fields.last().filter(|name| **name != "lo")?;
-        (fields[0].bytes().all(|b| b == b'0') && fields.get(1)? == &"00").then(|| (*name).to_owned())
-    });
-    v4.chain(v6).collect()
 }
 
 /// What becomes of a network interface.
@@ -100,17 +85,16 @@ impl Settled {
 }
 
 /// The devices to watch, beside those of pods, and what becomes of every interface.
-pub fn settle<'a>(
-    declared: impl IntoIterator<Item = Declared<'a>>,
+pub fn settle(
+    mut declared: Vec<Declared>,
     links: &Links,
     natures: &BTreeMap<String, Nature>,
     of_pods: &Devices,
 ) -> (Devices, Vec<Settled>) {
-    let mut declared: Vec<Declared> = declared.into_iter().collect();
     declared.sort_by(|a, b| a.target.name.cmp(&b.target.name));
     let (mut devices, mut settled) = (Devices::new(), Vec::new());
-    for Declared { target, addresses } in declared {
-        let (device, (state, message)) = match find(target, addresses, links, natures) {
+    for Declared { target, device, addresses } in declared {
+        let (device, (state, message)) = match find(&device, addresses, links, natures) {
             Ok((name, _)) if of_pods.contains_key(&name) => {
                 (None, (DeviceState::DeviceInUse, format!("{name} leads to a pod")))
             }
@@ -119,16 +103,16 @@ pub fn settle<'a>(
                 (None, (DeviceState::DeviceInUse, message))
             }
             Ok((name, device)) => {
-                let said = passage(target, &name, natures);
+                let said = passage(&target, &name, natures);
                 devices.insert(name.clone(), device);
                 (Some(name), said)
             }
             Err(said) => (None, said),
         };
         let said = ReportedInterface {
-            namespace: target.name.namespace.clone(),
-            name: target.name.name.clone(),
-            uid: target.uid.clone(),
+            namespace: target.name.namespace,
+            name: target.name.name,
+            uid: target.uid,
             generation: target.generation,
             state,
             message,
@@ -140,14 +124,11 @@ pub fn settle<'a>(
 
 /// The device of an interface, if it is one that can lead to one machine.
 fn find(
-    target: &Target,
+    declared: &DeclaredDevice,
     mut addresses: BTreeSet<IpAddr>,
     links: &Links,
     natures: &BTreeMap<String, Nature>,
 ) -> Result<(DeviceName, Device), (DeviceState, String)> {
-    let Some(declared) = &target.device else {
-        return Err((DeviceState::DeviceNotFound, "it declares no device".to_owned()));
-    };
     let device = &declared.name;
     let unsuitable = |why: &str| (DeviceState::DeviceUnsuitable, format!("{device} {why}"));
     let Some(link) = links.get(device) else {
@@ -220,8 +201,12 @@ mod tests {
         let links = devices.iter().zip(1..).map(|((name, kind, _), index)| (named(name), Link { index, kind: *kind }));
         let natures = devices.iter().map(|(name, _, nature)| (named(name), *nature)).collect();
         let of_pods = Devices::from([("veth1".parse().unwrap(), Device::default())]);
-        let declared = targets.iter().map(|target| Declared { target, addresses: target.claimed().clone() });
-        let (devices, said) = settle(declared, &links.collect(), &natures, &of_pods);
+        let declared = targets.iter().map(|target| Declared {
+            device: target.device.clone().unwrap(),
+            addresses: target.claimed().clone(),
+            target: target.clone(),
+        });
+        let (devices, said) = settle(declared.collect(), &links.collect(), &natures, &of_pods);
         (devices, said.into_iter().map(|settled| (settled.said.state, settled.said.message)).collect())
     }
 

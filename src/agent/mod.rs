@@ -20,6 +20,7 @@ mod notices;
 mod own_addresses;
 mod remotes;
 pub(crate) mod report;
+mod routes;
 pub(crate) mod state;
 
 #[cfg(test)]

@@ -183,11 +183,19 @@ impl OwnAddresses {
 
     /// The devices of network interfaces, and what is to be said of those.
     fn declared(&self, links: &Links, of_pods: &Devices) -> (Devices, Vec<Settled>) {
-        let state = self.state.lock();
-        let interfaces = state.index.all_targets().filter(|target| target.kind == TargetKind::NetworkInterface);
-        let declared: Vec<Declared> =
-            interfaces.map(|target| Declared { target, addresses: state.own_addresses(target).collect() }).collect();
-        let names = declared.iter().filter_map(|declared| Some(declared.target.device.as_ref()?.name.as_str()));
+        let declared: Vec<Declared> = {
+            let state = self.state.lock();
+            let interfaces = state.index.of_kind(TargetKind::NetworkInterface);
+            let declared = interfaces.filter_map(|target| {
+                let (device, addresses) = (target.device.clone()?, state.own_addresses(target).collect());
+                Some(Declared { target: target.clone(), device, addresses })
+            });
+            declared.collect()
+        };
+        if declared.is_empty() {
+            return (Devices::new(), Vec::new());
+        }
+        let names = declared.iter().map(|declared| declared.device.name.as_str());
         let natures = Nature::read(names.filter(|name| links.contains_key(*name)));
         declared::settle(declared, links, &natures, of_pods)
     }

@@ -401,9 +401,9 @@ impl Cluster {
         }
         let selected = self.targets.iter().filter(|(_, m)| m.on_node(node).is_some());
         self.work.extend(selected.map(|(binding, _)| Work::Binding(binding.clone())));
-        let hosted = self.index.all_targets().filter(|target| target.node.as_deref() == Some(node));
-        let interfaces = hosted.filter(|target| target.kind == TargetKind::NetworkInterface);
-        self.work.extend(interfaces.map(|interface| Work::Interface(interface.name.clone())));
+        let interfaces = self.index.of_kind(TargetKind::NetworkInterface);
+        let hosted = interfaces.filter(|interface| interface.node.as_deref() == Some(node));
+        self.work.extend(hosted.map(|interface| Work::Interface(interface.name.clone())));
         let Some(report) = self.reports.of(node) else { return };
         self.work.extend(report.groups.keys().chain(report.remotes.keys()).cloned().map(Work::Group));
         self.work.extend(report.bindings.keys().cloned().map(Work::Binding));

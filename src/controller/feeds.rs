@@ -42,8 +42,7 @@ impl Tracked for NetworkInterface {
     }
 
     fn known(cluster: &Cluster) -> Vec<NamespacedName> {
-        let targets = cluster.index.all_targets().filter(|target| target.kind == TargetKind::NetworkInterface);
-        targets.map(|target| target.name.clone()).collect()
+        cluster.index.of_kind(TargetKind::NetworkInterface).map(|interface| interface.name.clone()).collect()
     }
 }
 

@@ -42,8 +42,7 @@ impl Index {
             Update::NoGroup(name) => self.delete_group(&name),
             Update::NoBinding(name) => self.delete_binding(&name),
             Update::Targets(kind, targets) => {
-                let known = self.all_targets().filter(|target| target.kind == kind);
-                let gone = without(known.map(|t| &t.name), targets.iter().map(|t| &t.name));
+                let gone = without(self.of_kind(kind).map(|t| &t.name), targets.iter().map(|t| &t.name));
                 let gone = gone.into_iter().map(|name| Update::NoTarget(TargetName { kind, name }));
                 self.update_all(gone.chain(targets.into_iter().map(Update::Target)))
             }

@@ -275,7 +275,12 @@ impl Index {
 
     /// Every live pod.
     pub fn pods(&self) -> impl Iterator<Item = &Target> {
-        self.all_targets().filter(|target| target.kind == TargetKind::Pod)
+        self.of_kind(TargetKind::Pod)
+    }
+
+    /// Every live target of a kind.
+    pub fn of_kind(&self, kind: TargetKind) -> impl Iterator<Item = &Target> {
+        self.all_targets().filter(move |target| target.kind == kind)
     }
 
     /// A target that is live.

@@ -121,16 +121,19 @@ pub fn get(arguments: &[&str]) -> Value {
 
 /// The rules, sets and maps that a node has in its kernel.
 pub fn table(node: &str) -> String {
-    let mut list = command("node");
-    list.args([node, "nft", "list", "table", "inet", "ringfence"]);
-    output_of(list)
+    on_node(node, &["nft", "list", "table", "inet", "ringfence"])
+}
+
+/// What a command in a node's network says, which must succeed.
+pub fn on_node(node: &str, arguments: &[&str]) -> String {
+    let mut inside = command("node");
+    inside.arg(node).args(arguments);
+    output_of(inside)
 }
 
 /// The agent's process on a node, seen from this machine. It runs in the node's own network.
 pub fn agent(node: &str) -> String {
-    let mut read = command("node");
-    read.args([node, "readlink", "/proc/self/ns/net"]);
-    let network = output_of(read);
+    let network = on_node(node, &["readlink", "/proc/self/ns/net"]);
     let processes = std::fs::read_dir("/proc").unwrap().filter_map(Result::ok);
     let found = processes.map(|p| p.path()).find(|process| {
         let network_of =

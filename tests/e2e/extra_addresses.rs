@@ -1,6 +1,6 @@
 //! Addresses that a pod declares beside its own, and its namespace allows (S9).
 
-use super::cluster::{Namespace, calm, command, eventually, get, kubectl, output_of};
+use super::cluster::{Namespace, calm, command, eventually, get, kubectl, on_node, output_of};
 use super::reach::{Pod, pod_manifest, target};
 
 const EXTRA: [&str; 2] = ["10.99.0.1", "fd99::1"];
@@ -57,9 +57,7 @@ impl Drop for Moved {
 }
 
 fn ip(node: &str, arguments: &[&str]) -> String {
-    let mut ip = command("node");
-    ip.args([node, "ip"]).args(arguments);
-    output_of(ip)
+    on_node(node, &[&["ip"], arguments].concat())
 }
 
 #[test]

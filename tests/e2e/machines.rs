@@ -1,7 +1,7 @@
 //! Virtual machines that Kubernetes does not run: real guests on taps, bridged and routed, in groups together with pods.
 
-use super::cluster::{Namespace, Running, alone, calm, command, eventually, output_of};
-use super::reach::{From, target};
+use super::cluster::{Namespace, Running, alone, attempt, calm, command, eventually, on_node, output_of};
+use super::reach::{From, answers_in, target};
 use std::process::Command;
 use std::time::Duration;
 
@@ -64,9 +64,7 @@ impl Machine {
     fn reaches(&self, source: Option<&str>, targets: &[String]) -> Vec<bool> {
         let mut probe = self.command(&["probe", "many", "--timeout", "1s"]);
         probe.args(source.iter().flat_map(|source| ["--source", source])).args(targets);
-        let said = output_of(probe);
-        let open = |line: &str| matches!(line.split_whitespace().nth(1), Some("open" | "refused"));
-        said.lines().map(open).collect()
+        output_of(probe).lines().map(answers_in).collect()
     }
 
     fn on(&self, port: u16) -> Vec<String> {
@@ -231,14 +229,15 @@ fn s9_what_a_guest_says_of_itself_changes_nothing() {
     for (source, target) in honest.addresses.iter().zip(&targets) {
         assert_eq!(impostor.reaches(Some(source), std::slice::from_ref(target)), [false], "from {source}");
     }
+    let who_answers = |address: &str| {
+        let mut probe = pods["app"].probes().probe();
+        probe.args(["tcp", address, "22"]);
+        attempt(probe, "")
+    };
     for round in 0..10 {
-        let mut forget = command("node");
-        forget.args(["n1", "ip", "neighbour", "flush", "dev", "br0"]);
-        output_of(forget);
+        on_node("n1", &["ip", "neighbour", "flush", "dev", "br0"]);
         for address in honest.addresses {
-            let mut probe = pods["app"].probes().probe();
-            probe.args(["tcp", address, "22"]);
-            let said = output_of(probe);
+            let said = who_answers(address).unwrap_or_else(|said| said);
             assert!(said.starts_with("open honest "), "round {round}, {address}: {said}");
         }
     }
@@ -251,14 +250,9 @@ fn s9_what_a_guest_says_of_itself_changes_nothing() {
     pretend(impostor.mac);
     eventually("it is itself again", || own.reaches(&impostor.on(22)) == [true, true]);
     for address in honest.addresses {
-        let mut probe = pods["app"].probes().probe();
-        probe.args(["tcp", address, "22"]);
-        eventually("the honest one is reached", || output_of_any(&mut probe).starts_with("open honest "));
+        let is_honest = || who_answers(address).is_ok_and(|said| said.starts_with("open honest "));
+        eventually("the honest one is reached", is_honest);
     }
-}
-
-fn output_of_any(command: &mut Command) -> String {
-    String::from_utf8_lossy(&command.output().unwrap().stdout).into_owned()
 }
 
 #[test]
@@ -273,14 +267,9 @@ fn s15_what_is_wrong_with_a_device_is_said() {
     let _guest = LATE.boot(true);
     namespace.until("nic", "late", "Ready", "True", "Watched");
     namespace.enforced();
-    let ip = |arguments: &[&str]| {
-        let mut ip = command("node");
-        ip.args(["n1", "ip", "link"]).args(arguments);
-        output_of(ip)
-    };
-    ip(&["set", "tap-late", "down", "name", "tap-other"]);
+    on_node("n1", &["ip", "link", "set", "tap-late", "down", "name", "tap-other"]);
     namespace.until("nic", "late", "Ready", "False", "DeviceNotFound");
-    ip(&["set", "tap-other", "name", "tap-late", "up"]);
+    on_node("n1", &["ip", "link", "set", "tap-other", "name", "tap-late", "up"]);
     namespace.until("nic", "late", "Ready", "True", "Watched");
 
     let patch = |device: &str| {
@@ -312,13 +301,8 @@ struct Sysctl([String; 3]);
 
 impl Sysctl {
     fn set(node: &str, name: &str, value: &str) -> Self {
-        let sysctl = |arguments: &[&str]| {
-            let mut sysctl = command("node");
-            sysctl.args([node, "sysctl"]).args(arguments);
-            output_of(sysctl)
-        };
-        let before = sysctl(&["-n", name]).trim().to_owned();
-        sysctl(&["-w", &format!("{name}={value}")]);
+        let before = on_node(node, &["sysctl", "-n", name]).trim().to_owned();
+        on_node(node, &["sysctl", "-w", &format!("{name}={value}")]);
         Self([node.to_owned(), name.to_owned(), before])
     }
 }

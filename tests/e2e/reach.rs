@@ -108,8 +108,7 @@ impl From<'_> {
             let lines: Vec<&str> = said.lines().collect();
             assert_eq!(lines.len(), wanted.len(), "{said}");
             for (line, i) in lines.iter().zip(wanted) {
-                // Refused means that the packet arrived and its answer came back.
-                answers[i] = matches!(line.split_whitespace().nth(1), Some("open" | "refused"));
+                answers[i] = answers_in(line);
             }
         }
         answers
@@ -119,6 +118,11 @@ impl From<'_> {
     pub fn reaches_one(&self, target: &str) -> bool {
         self.reaches(&[target.to_owned()])[0]
     }
+}
+
+/// Whether a target answered, by a line of `probe many`. Refused means that the packet arrived and its answer came back.
+pub fn answers_in(line: &str) -> bool {
+    matches!(line.split_whitespace().nth(1), Some("open" | "refused"))
 }
 
 fn is_v6(target: &str) -> bool {
