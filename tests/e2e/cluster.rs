@@ -29,8 +29,22 @@ pub fn alone() -> RwLockWriteGuard<'static, ()> {
 /// One that has just started does not serve every kind yet, and a namespace that goes then leaves objects of the others behind:
 /// nobody can delete those, as policies of admission look for their namespace in vain.
 pub fn nobody_is_leaving() {
-    let phases = ["get", "namespaces", "-o", "jsonpath={.items[*].status.phase}"];
-    eventually("namespaces are gone", || !kubectl(&phases).contains("Terminating"));
+    // Kubernetes looks at a namespace that is not empty yet again after 8 s, and after an error later each time, up to a minute.
+    let deadline = Instant::now() + Duration::from_secs(180);
+    let leaving = [
+        "get",
+        "namespaces",
+        "-o",
+        r#"jsonpath={range .items[?(@.status.phase=="Terminating")]}{.metadata.name}: {.status.conditions[*].message}{"\n"}{end}"#,
+    ];
+    loop {
+        let namespaces = kubectl(&leaving);
+        if namespaces.is_empty() {
+            return;
+        }
+        assert!(Instant::now() < deadline, "namespaces that do not go: {namespaces}");
+        std::thread::sleep(Duration::from_millis(200));
+    }
 }
 
 /// The folder of the cluster.
