@@ -1,0 +1,18 @@
+//! What the commands compute, apart from the terminal and the cluster.
+//!
+//! PURE: objects in, answers out. Who is selected is [`crate::index`]'s answer, what is allowed [`crate::policy`]'s.
+
+pub mod classes;
+pub mod describe;
+pub mod edits;
+pub mod inventory;
+pub mod manifests;
+pub mod naming;
+pub mod reach;
+pub mod region;
+pub mod rows;
+pub mod snapshot;
+pub mod traffic;
+
+#[cfg(test)]
+mod tests;
