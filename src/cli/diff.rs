@@ -20,9 +20,6 @@ pub struct Args {
     /// With --offline: compare with these manifests; without it, with the same pods while nothing guards them.
     #[arg(long, value_name = "FILE", requires = "offline")]
     base: Vec<PathBuf>,
-    /// Groups that would be deleted: NAME, or NAMESPACE/NAME.
-    #[arg(long, value_name = "GROUP")]
-    delete: Vec<String>,
     /// How to print.
     #[arg(short, long, value_enum, default_value_t)]
     output: Format,
@@ -34,8 +31,8 @@ pub struct Args {
 
 /// Compares.
 pub async fn run(args: Args, paint: Paint) -> anyhow::Result<Outcome> {
-    let Args { base, delete, output, connection, offline } = args;
-    let (before, mut after, namespace) = if offline.offline {
+    let Args { base, output, connection, offline } = args;
+    let (before, after) = if offline.offline {
         let namespace = connection.namespace.unwrap_or_else(|| "default".to_owned());
         let after = offline.load(&namespace)?;
         // The same pods with the same addresses: what differs is what guards them.
@@ -43,22 +40,17 @@ pub async fn run(args: Args, paint: Paint) -> anyhow::Result<Outcome> {
             [] => after.unguarded(),
             base => after.unguarded().with(&manifests(base, &namespace)?),
         };
-        (before, after, namespace)
+        (before, after)
     } else {
-        if offline.filename.is_empty() && delete.is_empty() {
-            bail!("say what would change: -f FILE, -f FOLDER, or --delete GROUP");
+        if offline.filename.is_empty() {
+            bail!("say what would change: -f FILE or -f FOLDER");
         }
         let cluster = Cluster::connect(&connection).await?;
         let changes = manifests(&offline.filename, &cluster.namespace)?;
         let before = cluster.inventory(Wanted { targets: true, neighbours: false }).await?;
         let after = before.with(&changes);
-        (before, after, cluster.namespace)
+        (before, after)
     };
-    for name in delete {
-        let name = super::show::group_name(&name, &namespace);
-        after.group(&name)?;
-        after.groups.remove(&name);
-    }
     let comparison = Comparison::new(&before, &after);
     let text = match output.document(&comparison.document())? {
         Some(text) => text,

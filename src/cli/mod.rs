@@ -4,6 +4,8 @@
 //! compute are in [`model`], and each command is a thin module around them.
 
 mod diff;
+mod effective;
+mod explain;
 mod list;
 mod load;
 pub mod model;
@@ -49,6 +51,10 @@ enum Command {
     Show(show::Args),
     /// What a change would open and cut, before it is applied.
     Diff(diff::Args),
+    /// Whether one may connect to another, and which rule says so.
+    Explain(explain::Args),
+    /// The rules of one target from all of its groups, and where each comes from.
+    Effective(effective::Args),
 }
 
 /// Runs the command line.
@@ -63,7 +69,7 @@ pub fn main() -> ExitCode {
     match run(cli.command, paint) {
         Ok(outcome) => finish(&outcome),
         Err(error) => {
-            eprintln!("error: {}", output::clean(&format!("{error:#}")));
+            eprintln!("error: {}", output::clean(&crate::runtime::chain(&*error)));
             ExitCode::from(2)
         }
     }
@@ -76,6 +82,8 @@ fn run(command: Command, paint: Paint) -> anyhow::Result<Outcome> {
             Command::List(args) => list::run(args, paint).await,
             Command::Show(args) => show::run(args, paint).await,
             Command::Diff(args) => diff::run(args, paint).await,
+            Command::Explain(args) => explain::run(args, paint).await,
+            Command::Effective(args) => effective::run(args, paint).await,
         }
     })
 }

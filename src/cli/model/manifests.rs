@@ -133,7 +133,14 @@ fn is_nothing(value: &Value) -> bool {
 /// Makes of manifests what could be running: every pod gets an address of each network, and a binding that selects nothing gets
 /// a stand-in to select.
 pub fn bring_to_life(inventory: &mut Inventory, networks: &[IpNet]) -> anyhow::Result<()> {
-    let mut hosts = networks.iter().map(IpNet::hosts).collect::<Vec<_>>();
+    // The first address of an IPv6 network is every router's.
+    let hosts = |network: &IpNet| {
+        network.hosts().filter({
+            let first = network.network();
+            move |host| *host != first
+        })
+    };
+    let mut hosts = networks.iter().map(hosts).collect::<Vec<_>>();
     let mut addresses = || -> anyhow::Result<Vec<IpAddr>> {
         let next = hosts.iter_mut().map(Iterator::next).collect::<Option<Vec<_>>>();
         next.context("there are more pods than addresses; give --pod-cidr with shorter prefixes")

@@ -5,14 +5,17 @@
 pub mod classes;
 pub mod describe;
 pub mod edits;
+pub mod ends;
 pub mod inventory;
 pub mod manifests;
 pub mod naming;
+pub mod nearest;
 pub mod reach;
 pub mod region;
 pub mod rows;
 pub mod snapshot;
 pub mod traffic;
+pub mod verdicts;
 
 #[cfg(test)]
 mod tests;
