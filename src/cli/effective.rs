@@ -192,7 +192,7 @@ kind: Pod
 metadata: {name: x, labels: {app: x}}
 ---
 kind: Pod
-metadata: {name: y}
+metadata: {name: other}
 ";
         read(&text, "shop", &mut inventory).unwrap();
         bring_to_life(&mut inventory, &["10.0.0.0/24".parse().unwrap()]).unwrap();
@@ -206,7 +206,7 @@ metadata: {name: y}
         ] {
             assert!(x.contains(line), "{line} is not in:\n{x}");
         }
-        assert_eq!(x, text("10.0.0.1"), "its address is as good as its name");
-        assert!(text("pod/y").contains("nothing guards it"));
+        assert_eq!(x, text("10.0.0.2"), "its address is as good as its name");
+        assert!(text("pod/other").contains("nothing guards it"));
     }
 }

@@ -3,13 +3,17 @@
 //! Owns the command line. What is allowed is [`crate::policy`]'s answer and who is selected [`crate::index`]'s; the parts here that
 //! compute are in [`model`], and each command is a thin module around them.
 
+mod allow;
+mod audit;
 mod diff;
+mod edit;
 mod effective;
 mod explain;
 mod list;
 mod load;
 pub mod model;
 mod output;
+mod revoke;
 mod show;
 
 use clap::{CommandFactory, Parser, Subcommand};
@@ -55,6 +59,10 @@ enum Command {
     Explain(explain::Args),
     /// The rules of one target from all of its groups, and where each comes from.
     Effective(effective::Args),
+    /// Add a rule to a group, and wait until it is in force.
+    Allow(allow::Args),
+    /// Take a rule away from a group, after saying what that cuts, and wait until it is in force.
+    Revoke(revoke::Args),
 }
 
 /// Runs the command line.
@@ -84,6 +92,8 @@ fn run(command: Command, paint: Paint) -> anyhow::Result<Outcome> {
             Command::Diff(args) => diff::run(args, paint).await,
             Command::Explain(args) => explain::run(args, paint).await,
             Command::Effective(args) => effective::run(args, paint).await,
+            Command::Allow(args) => allow::run(args, paint).await,
+            Command::Revoke(args) => revoke::run(args, paint).await,
         }
     })
 }

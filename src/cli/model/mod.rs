@@ -13,6 +13,7 @@ pub mod nearest;
 pub mod reach;
 pub mod region;
 pub mod rows;
+pub mod rule_flags;
 pub mod snapshot;
 pub mod traffic;
 pub mod verdicts;
