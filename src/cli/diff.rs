@@ -66,6 +66,8 @@ pub struct Comparison {
     /// What opens and what is cut.
     pub rows: Vec<Row>,
     names: Names,
+    /// The families in which targets have addresses.
+    families: BTreeSet<Family>,
     newly_guarded: usize,
     guarded_no_more: usize,
 }
@@ -80,6 +82,7 @@ impl Comparison {
             edits: edits(before, after),
             rows: rows(states),
             names: Names::new(states),
+            families: old.ends().chain(new.ends()).map(|(address, _)| Family::of(address)).collect(),
             newly_guarded: is.difference(&was).count(),
             guarded_no_more: was.difference(&is).count(),
         }
@@ -100,6 +103,16 @@ impl Comparison {
         text.push('\n');
         text += &self.summary();
         text
+    }
+
+    /// Says so if a row is about one of two families.
+    fn only(&self, row: &Row) -> &'static str {
+        let has = |family| row.families.contains(&family);
+        match (has(Family::V4), has(Family::V6), self.families.len()) {
+            (true, false, 2) => " (IPv4)",
+            (false, true, 2) => " (IPv6)",
+            _ => "",
+        }
     }
 
     fn objects(&self, paint: Paint) -> String {
@@ -133,7 +146,7 @@ impl Comparison {
             let said_otherwise = |row: &Row| row.change == Change::Cuts && row.newly_guarded;
             for row in self.rows.iter().filter(|row| row.change == change && !said_otherwise(row)) {
                 let pairs = if row.pairs() == 0 { "-".to_owned() } else { thousands(row.pairs()) };
-                let traffic = format!("{}{}", row.traffic_text(), only(row));
+                let traffic = format!("{}{}", row.traffic_text(), self.only(row));
                 let (from, to) = (self.names.phrases(&row.from), self.names.phrases(&row.to));
                 if format.is_wide() {
                     // All ends, each on a line of its own.
@@ -173,7 +186,8 @@ impl Comparison {
         (!targets.is_empty()).then(|| Ends { targets, ..Ends::default() })
     }
 
-    fn summary(&self) -> String {
+    /// All of it in a sentence.
+    pub fn summary(&self) -> String {
         let pairs = |change| -> (usize, usize) {
             let rows = self.rows.iter().filter(|row| row.change == change);
             rows.fold((0, 0), |(rows, pairs), row| (rows + 1, pairs + row.pairs()))
@@ -232,15 +246,6 @@ impl Comparison {
 fn guarded(snapshot: &Snapshot) -> BTreeSet<(crate::index::TargetKind, NamespacedName)> {
     let guarded = snapshot.ends().filter(|(_, end)| end.guard.is_some());
     guarded.flat_map(|(_, end)| end.targets.iter().map(|target| (target.kind, target.name.clone()))).collect()
-}
-
-/// Says so if a row is about one family only.
-fn only(row: &Row) -> &'static str {
-    match (row.families.contains(&Family::V4), row.families.contains(&Family::V6)) {
-        (true, false) => " (IPv4)",
-        (false, true) => " (IPv6)",
-        _ => "",
-    }
 }
 
 fn family_name(family: Family) -> &'static str {

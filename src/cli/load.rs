@@ -13,6 +13,7 @@ use kube::config::{KubeConfigOptions, Kubeconfig};
 use kube::core::{DeserializeGuard, NamespaceResourceScope};
 use kube::{Api, Client, Config, Resource};
 use serde::de::DeserializeOwned;
+use std::collections::BTreeSet;
 use std::fmt::Debug;
 use std::io::Read;
 use std::path::{Path, PathBuf};
@@ -105,7 +106,12 @@ impl Offline {
 pub fn manifests(paths: &[PathBuf], namespace: &str) -> anyhow::Result<Inventory> {
     let mut inventory = Inventory::default();
     let mut take = |text: &str, from: &Path| {
-        read(text, namespace, &mut inventory).with_context(|| format!("cannot read {}", from.display()))
+        let before: BTreeSet<_> = inventory.groups.keys().cloned().collect();
+        read(text, namespace, &mut inventory).with_context(|| format!("cannot read {}", from.display()))?;
+        for new in inventory.groups.keys().filter(|name| !before.contains(name)) {
+            inventory.origins.insert(new.clone(), from.display().to_string());
+        }
+        anyhow::Ok(())
     };
     for path in paths {
         if path.as_os_str() == "-" {

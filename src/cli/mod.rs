@@ -4,14 +4,19 @@
 //! compute are in [`model`], and each command is a thin module around them.
 
 mod allow;
+mod ask;
+mod attach;
 mod audit;
+mod completion;
 mod diff;
 mod edit;
 mod effective;
 mod explain;
+mod graph;
 mod list;
 mod load;
 pub mod model;
+mod nodes;
 mod output;
 mod revoke;
 mod show;
@@ -63,6 +68,25 @@ enum Command {
     Allow(allow::Args),
     /// Take a rule away from a group, after saying what that cuts, and wait until it is in force.
     Revoke(revoke::Args),
+    /// Attach groups to pods or interfaces: make a binding, and wait until it is in force.
+    Attach(attach::AttachArgs),
+    /// Delete a binding, after saying what that opens and cuts.
+    Detach(attach::DetachArgs),
+    /// What each node has in its kernel. Exit code 1 if one cannot enforce.
+    Nodes(nodes::Args),
+    /// Which groups let which in, as a graph.
+    Graph(graph::Args),
+    /// What is valid and rarely meant. Exit code 1 if there is something.
+    Audit(audit::Args),
+    /// Print a script for your shell's completion.
+    Completion(completion::Args),
+    /// What kubectl's completion asks, through kubectl_complete-sg.
+    #[command(name = "__complete", hide = true, disable_help_flag = true)]
+    Complete {
+        /// What is typed behind `kubectl sg`.
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        words: Vec<String>,
+    },
 }
 
 /// Runs the command line.
@@ -94,6 +118,13 @@ fn run(command: Command, paint: Paint) -> anyhow::Result<Outcome> {
             Command::Effective(args) => effective::run(args, paint).await,
             Command::Allow(args) => allow::run(args, paint).await,
             Command::Revoke(args) => revoke::run(args, paint).await,
+            Command::Attach(args) => attach::attach(args, paint).await,
+            Command::Detach(args) => attach::detach(args, paint).await,
+            Command::Nodes(args) => nodes::run(args, paint).await,
+            Command::Graph(args) => graph::run(args).await,
+            Command::Audit(args) => audit::run(args, paint).await,
+            Command::Completion(args) => completion::run(&args),
+            Command::Complete { words } => Ok(Outcome::yes(completion::candidates(&words))),
         }
     })
 }

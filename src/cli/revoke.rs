@@ -1,20 +1,20 @@
 //! `kubectl sg revoke`: one rule less, after saying what that cuts.
 
 use super::allow::{rules, text};
+use super::ask::{Question, agreed};
 use super::diff::Comparison;
 use super::edit::{DryRun, GroupEditor, Writing, wait};
 use super::load::{Cluster, Connection, Wanted};
+use super::model::findings::ADMIN_PORTS;
 use super::model::inventory::Inventory;
 use super::output::{Answer, Format, Outcome, Paint, Tone};
 use super::show::group_name;
 use crate::api::SecurityGroup;
-use crate::cli::audit::ADMIN_PORTS;
 use crate::controller::lock_out::{AdminPorts, Before};
 use crate::index::{Group, Update};
 use crate::policy::{Direction, NamespacedName, Rule, parse_rule};
 use anyhow::{bail, ensure};
 use kube::Api;
-use std::io::{BufRead, IsTerminal, Write};
 
 /// Fewer characters of an id are a guess.
 const SHORTEST: usize = 4;
@@ -38,30 +38,21 @@ pub struct Args {
 /// Takes away.
 pub async fn run(args: Args, paint: Paint) -> anyhow::Result<Outcome> {
     let Args { group, rule, yes, writing, connection } = args;
-    let ask = !yes && writing.dry_run == DryRun::None;
-    ensure!(
-        !ask || std::io::stdin().is_terminal(),
-        "nobody can be asked, as standard input is no terminal: look at it with --dry-run=client, and give --yes"
-    );
+    let question = Question { yes, dry_run: writing.dry_run };
+    question.can_be_asked()?;
     let cluster = Cluster::connect(&connection).await?;
     let name = group_name(&group, &cluster.namespace);
     let inventory = cluster.inventory(Wanted { targets: true, neighbours: false }).await?;
     let (direction, rule) = find(inventory.group(&name)?, &name, &rule)?;
     let said = text(&name, direction, &rule);
     let consequences = consequences(&inventory, &name, direction, &rule, paint);
-    if ask {
-        eprint!("{said}\n{consequences}\nTake it away? [y/N] ");
-        std::io::stderr().flush()?;
-        let mut answer = String::new();
-        std::io::stdin().lock().read_line(&mut answer)?;
-        if !matches!(answer.trim(), "y" | "Y" | "yes") {
-            return Ok(Outcome { text: "left as it is\n".to_owned(), answer: Answer::No, notes: Vec::new() });
-        }
+    if !agreed(&question, &format!("{said}\n{consequences}"), "Take it away?")? {
+        return Ok(Outcome { text: "left as it is\n".to_owned(), answer: Answer::No, notes: Vec::new() });
     }
     let notes = inventory.notes;
     let report = |done: &str| {
         // What was read before answering need not be said again.
-        if ask { format!("{said}{done}\n") } else { format!("{said}{done}\n{consequences}") }
+        if question.asks() { format!("{said}{done}\n") } else { format!("{said}{done}\n{consequences}") }
     };
     if writing.dry_run == DryRun::Client {
         return Ok(Outcome { text: report(writing.suffix()), notes, ..Outcome::default() });

@@ -124,7 +124,8 @@ async fn serve(State(shared): State<Shared>, method: Method, uri: Uri, body: Byt
         let name = query["fieldSelector"].replace("metadata.name%3D", "");
         return watch(shared, (plural, namespace.unwrap(), name), query["resourceVersion"].parse().unwrap_or(0));
     }
-    let dry_run = query.contains_key("dryRun");
+    // Deletions say it in what they send.
+    let dry_run = query.contains_key("dryRun") || body.windows(6).any(|word| word == b"dryRun");
     match (method, key) {
         (Method::GET, None) => list(&shared, &plural, namespace.as_deref(), &query),
         (Method::GET, Some(key)) => match shared.lock().unwrap().objects.get(&key) {

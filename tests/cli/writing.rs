@@ -140,3 +140,51 @@ fn a_thousand_pods_come_in_pages_and_are_one_row() {
     let pods = api.requests().into_iter().filter(|request| request.contains("/pods?")).count();
     assert_eq!(pods, 3, "{:?}", api.requests());
 }
+
+#[test]
+fn groups_are_attached_and_detached() {
+    let api = api("attach");
+    run(&api, "attach web --to pod/other --dry-run=client").expect(
+        0,
+        &[
+            "sgb/web-app-other: would select 1 target (dry run)",
+            "=   203.0.113.10/32",
+            "shop/web [other, of 2]   TCP 22,443   -",
+        ],
+    );
+    run(&api, "attach web --to pod/other --dry-run=server").expect(0, &["(server dry run)"]);
+    assert!(api.get("securitygroupbindings", "web-app-other").is_none());
+    run(&api, "attach web gone --to pod/other --name b")
+        .expect(0, &["sgb/b: selects 1 target, enforced on 2 nodes after ", "security group shop/gone does not exist"]);
+    let spec = &api.get("securitygroupbindings", "b").unwrap()["spec"];
+    assert_eq!(spec["target"], json!({ "podSelector": { "matchLabels": { "app": "other" } } }));
+    run(&api, "attach web gone --to app=other --name b").expect(0, &["it is attached already"]);
+    run(&api, "attach web --to app=web --name b").expect(2, &["says something else"]);
+
+    run(&api, "detach b").expect(2, &["standard input is no terminal"]);
+    run(&api, "detach b --dry-run=server")
+        .expect(0, &["would be deleted (server dry run)", "Guarded no more: 1 target"]);
+    assert!(api.get("securitygroupbindings", "b").is_some());
+    run(&api, "detach sgb/b --yes").expect(0, &["sgb/b: deleted", "TCP 22: no group lets anyone in any more"]);
+    assert!(api.get("securitygroupbindings", "b").is_none());
+    run(&api, "detach b --yes").expect(2, &["there is no binding shop/b"]);
+}
+
+#[test]
+fn nodes_say_whether_they_enforce() {
+    let api = api("nodes");
+    run(&api, "nodes").expect(0, &["no node reports"]);
+    let report = |status: &str| {
+        json!({
+            "apiVersion": "ringfence.io/v1alpha1", "kind": "NodeEnforcement", "metadata": { "name": "n1" }, "spec": {},
+            "status": { "groupCount": 2, "interfaces": 3, "conditions": [{
+                "type": "DataPathReady", "status": status, "reason": "Bridge", "message": "a bridge passes by",
+                "lastTransitionTime": "2026-01-01T00:00:00Z",
+            }] },
+        })
+    };
+    api.put(report("True"));
+    run(&api, "nodes").expect(0, &["n1     2        3            True       -      -"]);
+    api.put(report("False"));
+    run(&api, "nodes").expect(1, &["Bridge: a bridge passes by"]);
+}

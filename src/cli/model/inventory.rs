@@ -39,6 +39,8 @@ pub struct Inventory {
     pub reports: Vec<NodeEnforcement>,
     /// Where Services get their addresses.
     pub service_networks: Vec<IpNet>,
+    /// The files that groups came from.
+    pub origins: Named<String>,
     /// What whoever reads the answer should know of what was looked at.
     pub notes: Vec<String>,
 }

@@ -47,7 +47,10 @@ impl Names {
         let Some(rest) = &ends.all_but else { return listed };
         match self.listed(rest) {
             rest if rest.is_empty() => vec!["anyone".to_owned()],
-            rest if rest.len() < listed.len() => vec![format!("anyone but {}", shortened(&rest))],
+            // "All but all but these" is nobody's language.
+            rest if rest.len() < listed.len() && !rest.iter().any(|phrase| phrase.contains(" but ")) => {
+                vec![format!("anyone but {}", shortened(&rest))]
+            }
             _ => listed,
         }
     }

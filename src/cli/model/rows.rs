@@ -93,7 +93,14 @@ pub fn rows(states: States<'_>) -> Vec<Row> {
                 Change::Keeps => delta.kept.clone(),
             };
             for (Sources { from, traffic, newly_guarded }, to) in rectangles(&classes, &deltas, part) {
-                let (from, to) = (ends(&classes, &from), ends(&classes, &to));
+                // A single address is there for "anyone" to be said, and goes where all are listed.
+                let itself = |place: &usize| {
+                    to.len() == 1
+                        && to.contains(place)
+                        && classes.get(*place).is_some_and(|class| class.another.is_none())
+                };
+                let itself = from.iter().copied().filter(itself).collect();
+                let (from, to) = (ends(&classes, &from, &itself), ends(&classes, &to, &Classes::new()));
                 // Said of one family already: then it is about both.
                 let same = |row: &&mut Row| {
                     row.change == change
@@ -160,8 +167,8 @@ fn rectangles(classes: &[Class], deltas: &[Delta], part: impl Fn(&Delta) -> Traf
     by_sources
 }
 
-fn ends(classes: &[Class], chosen: &Classes) -> Ends {
-    let mut ends = only(classes, chosen);
+fn ends(classes: &[Class], chosen: &Classes, unlisted: &Classes) -> Ends {
+    let mut ends = only(classes, &(chosen - unlisted));
     if chosen.len() * 2 > classes.len() {
         let rest = (0..classes.len()).filter(|place| !chosen.contains(place)).collect();
         ends.all_but = Some(Box::new(only(classes, &rest)));
