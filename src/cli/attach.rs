@@ -23,8 +23,8 @@ pub struct AttachArgs {
     /// The groups, of the namespace of what they are attached to.
     #[arg(required = true)]
     groups: Vec<String>,
-    /// To what: pod/NAME, nic/NAME, several of a kind with commas between them; or a label selector for pods, like tier=db, or
-    /// nic:tier=db for network interfaces; all or nic:all.
+    /// To what: pod/NAME, nic/NAME, several of a kind with commas between them; or a label selector for pods, like
+    /// tier=db, or nic:tier=db for network interfaces; all or nic:all.
     #[arg(long, value_name = "TARGETS")]
     to: String,
     /// Name of the binding; by default made of the groups and the labels.

@@ -104,7 +104,7 @@ mod tests {
             message: "open".into(),
             file: Some("groups.yaml".into()),
         };
-        let sarif = sarif(&[finding.clone()]);
+        let sarif = sarif(std::slice::from_ref(&finding));
         let run = &sarif["runs"][0];
         assert_eq!(run["results"][0]["level"], "error");
         assert_eq!(run["results"][0]["ruleId"], run["tool"]["driver"]["rules"][0]["id"]);

@@ -32,8 +32,8 @@ pub fn run(args: &Args) -> anyhow::Result<Outcome> {
     Ok(Outcome::yes(String::from_utf8(script)?))
 }
 
-/// Answers kubectl, which hands over the words behind `kubectl sg`: one candidate a line, and then a directive, of which 4 is "no
-/// files" and 0 is "files will do".
+/// Answers kubectl, which hands over the words behind `kubectl sg`: one candidate a line, and then a directive, of
+/// which 4 is "no files" and 0 is "files will do".
 pub fn candidates(words: &[String]) -> String {
     let mut command = super::command();
     command.build();

@@ -1,8 +1,9 @@
 //! Writing to a cluster, and waiting until it is in force.
 //!
-//! Rules are an atomic list, of which a writer would have to send all: two people who edit at once would take each other's away. So
-//! what is sent are JSON patches of one rule. To append one is safe as it is; to remove one, the patch first tests that it is
-//! still the rule that was meant which has that place, and a patch that fails because it moved is made anew.
+//! Rules are an atomic list, of which a writer would have to send all: two people who edit at once would take each
+//! other's away. So what is sent are JSON patches of one rule. To append one is safe as it is; to remove one, the patch
+//! first tests that it is still the rule that was meant which has that place, and a patch that fails because it moved
+//! is made anew.
 
 use super::output::{Answer, counted};
 use crate::api::SecurityGroup;

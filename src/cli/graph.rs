@@ -43,11 +43,17 @@ pub async fn run(args: Args) -> anyhow::Result<Outcome> {
     Ok(Outcome { text, notes: inventory.notes, ..Outcome::default() })
 }
 
+const HEAD: &str = r#"digraph groups {
+  rankdir=LR;
+  node [fontname="sans-serif"];
+  edge [fontname="sans-serif", fontsize=10];
+"#;
+
 /// Two ends of an edge, as they are called.
 type Edge = (String, String, Direction);
 
-/// The groups of a namespace, or all, and whoever they name. An arrow is a way for connections: rules for what comes in are solid,
-/// for what goes out dashed; out to anywhere is left out, as nearly every group has it.
+/// The groups of a namespace, or all, and whoever they name. An arrow is a way for connections: rules for what comes in
+/// are solid, for what goes out dashed; out to anywhere is left out, as nearly every group has it.
 fn dot(inventory: &Inventory, index: &Index, scope: Option<&str>) -> String {
     let home = scope.unwrap_or_default();
     let (mut groups, mut addresses): (BTreeSet<&NamespacedName>, BTreeSet<String>) = Default::default();
@@ -80,7 +86,7 @@ fn dot(inventory: &Inventory, index: &Index, scope: Option<&str>) -> String {
             }
         }
     }
-    let mut text = "digraph groups {\n  rankdir=LR;\n  node [fontname=\"sans-serif\"];\n  edge [fontname=\"sans-serif\", fontsize=10];\n".to_owned();
+    let mut text = HEAD.to_owned();
     for group in groups {
         let name = local(group, home);
         let exists = inventory.groups.contains_key(group) || inventory.malformed_groups.contains_key(group);

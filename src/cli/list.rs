@@ -113,7 +113,8 @@ mod tests {
         let mut inventory = Inventory::default();
         let group = |namespace: &str| {
             format!(
-                "---\napiVersion: ringfence.io/v1alpha1\nkind: SecurityGroup\nmetadata: {{name: g, namespace: {namespace}}}\n\
+                "---\napiVersion: ringfence.io/v1alpha1\nkind: SecurityGroup\n\
+                 metadata: {{name: g, namespace: {namespace}}}\n\
                  spec: {{description: \"a\\e[31m\"}}\n"
             )
         };

@@ -47,8 +47,8 @@ pub struct Offline {
     /// Files or folders with manifests; - is standard input. Folders are read with what is below them.
     #[arg(short, long = "filename", value_name = "FILE")]
     pub filename: Vec<PathBuf>,
-    /// With --offline: the networks from which pods without an address get one. By default their addresses are such as only
-    /// rules for anywhere hold.
+    /// With --offline: the networks from which pods without an address get one. By default their addresses are such as
+    /// only rules for anywhere hold.
     #[arg(long, value_name = "CIDR", requires = "offline")]
     pub pod_cidr: Vec<IpNet>,
 }
@@ -204,7 +204,8 @@ impl Cluster {
         Ok(inventory)
     }
 
-    /// All objects of a kind, of every namespace, or of ours where we may not look further; and those that cannot be read.
+    /// All objects of a kind, of every namespace, or of ours where we may not look further; and those that cannot be
+    /// read.
     async fn list<K>(
         &self,
         notes: &mut Vec<String>,

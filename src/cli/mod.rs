@@ -1,7 +1,7 @@
 //! The `kubectl sg` plugin: what security groups mean for the pods and machines there are, before and after a change.
 //!
-//! Owns the command line. What is allowed is [`crate::policy`]'s answer and who is selected [`crate::index`]'s; the parts here that
-//! compute are in [`model`], and each command is a thin module around them.
+//! Owns the command line. What is allowed is [`crate::policy`]'s answer and who is selected [`crate::index`]'s; the
+//! parts here that compute are in [`model`], and each command is a thin module around them.
 
 mod allow;
 mod ask;
@@ -28,7 +28,8 @@ use std::process::ExitCode;
 
 /// Cloud security groups for Kubernetes, by Ringfence.
 ///
-/// Exit codes: 0 done, allowed, or no difference; 1 denied, differences, findings, or not in time; 2 no answer could be given.
+/// Exit codes: 0 done, allowed, or no difference; 1 denied, differences, findings, or not in time; 2 no answer could be
+/// given.
 #[derive(Parser)]
 #[command(name = "kubectl-sg", bin_name = "kubectl sg", version, about, max_term_width = 120)]
 struct Cli {

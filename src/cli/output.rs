@@ -1,6 +1,7 @@
 //! What commands hand back, and tables.
 //!
-//! PURE. Owns alignment, colours, and that nothing which somebody else wrote into an object can steer the reader's terminal.
+//! PURE. Owns alignment, colours, and that nothing which somebody else wrote into an object can steer the reader's
+//! terminal.
 
 use anyhow::Context;
 use serde::Serialize;

@@ -25,8 +25,10 @@ fn the_difference_that_groups_make() {
     run("diff").expect(
         1,
         &[
-            "=   shop/bastion [tier=bastion]                    shop/app-tier [tier=app], shop/db-private [2]   TCP 22          3",
-            "=   anyone but 203.0.113.10/32, 2001:db8::10/128   shop/web-public [tier=web]                      TCP 80,443      4",
+            "=   shop/bastion [tier=bastion]   ",
+            "   shop/app-tier [tier=app], shop/db-private [2]   TCP 22          3",
+            "=   anyone but 203.0.113.10/32, 2001:db8::10/128   shop/web-public [tier=web]   ",
+            "   TCP 80,443      4",
             "opens nothing. Newly guarded: 5 targets.",
         ],
     );

@@ -18,7 +18,8 @@ fn https() -> Value {
 fn api(name: &str) -> Api {
     let pod = |name: &str, ip: &str| {
         json!({
-            "apiVersion": "v1", "kind": "Pod", "metadata": { "namespace": "shop", "name": name, "labels": { "app": name } },
+            "apiVersion": "v1", "kind": "Pod",
+            "metadata": { "namespace": "shop", "name": name, "labels": { "app": name } },
             "spec": { "containers": [] }, "status": { "phase": "Running", "podIPs": [{ "ip": ip }] },
         })
     };
@@ -27,12 +28,16 @@ fn api(name: &str) -> Api {
         [
             json!({
                 "apiVersion": "ringfence.io/v1alpha1", "kind": "SecurityGroup",
-                "metadata": { "namespace": "shop", "name": "web" }, "spec": { "ingress": [https(), ssh()], "egress": [] },
+                "metadata": { "namespace": "shop", "name": "web" },
+                "spec": { "ingress": [https(), ssh()], "egress": [] },
             }),
             json!({
                 "apiVersion": "ringfence.io/v1alpha1", "kind": "SecurityGroupBinding",
                 "metadata": { "namespace": "shop", "name": "web" },
-                "spec": { "securityGroups": [{ "name": "web" }], "target": { "podSelector": { "matchLabels": { "app": "web" } } } },
+                "spec": {
+                    "securityGroups": [{ "name": "web" }],
+                    "target": { "podSelector": { "matchLabels": { "app": "web" } } },
+                },
             }),
             pod("web", "10.0.0.1"),
             pod("other", "10.0.0.2"),

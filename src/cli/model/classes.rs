@@ -1,7 +1,7 @@
 //! Addresses that nothing in two states of the rules tells apart, as one: thousands of pods, or half the Internet.
 //!
-//! PURE. Owns the partition: that no verdict about two addresses of one class differs, in either state. The property tests of
-//! [`super::reach`] hold it against the reference.
+//! PURE. Owns the partition: that no verdict about two addresses of one class differs, in either state. The property
+//! tests of [`super::reach`] hold it against the reference.
 
 use super::region::{Pieces, Region};
 use super::snapshot::{Guard, Snapshot};
@@ -65,8 +65,8 @@ impl<'a> States<'a> {
         names.into_iter().filter(|name| before.get(name) != after.get(name)).collect()
     }
 
-    /// The classes of a family. Of addresses that the change does not concern, only what makes a difference to concerned ones
-    /// counts.
+    /// The classes of a family. Of addresses that the change does not concern, only what makes a difference to
+    /// concerned ones counts.
     pub fn classes(&self, family: Family) -> Vec<Class> {
         let addresses: Vec<IpAddr> =
             self.addresses().into_iter().filter(|address| Family::of(*address) == family).collect();

@@ -76,8 +76,8 @@ pub fn split(text: &str) -> anyhow::Result<(&str, Asked)> {
     Ok((end, Asked::Port(transport, number.parse().with_context(help)?)))
 }
 
-/// Finds what `pod/NAME`, `nic/NAME`, `svc/NAME` or an address means; several places for a Service. With `asked`, it is to be
-/// connected to.
+/// Finds what `pod/NAME`, `nic/NAME`, `svc/NAME` or an address means; several places for a Service. With `asked`, it is
+/// to be connected to.
 pub fn places(
     inventory: &Inventory,
     index: &Index,
@@ -229,7 +229,10 @@ spec:
 ---
 kind: Service
 metadata: {name: web}
-spec: {selector: {app: web}, clusterIPs: [10.96.0.1], ports: [{port: 80, targetPort: http}, {port: 81, targetPort: 9000}]}
+spec:
+  selector: {app: web}
+  clusterIPs: [10.96.0.1]
+  ports: [{port: 80, targetPort: http}, {port: 81, targetPort: 9000}]
 ";
         let mut inventory = Inventory::default();
         read(text, "shop", &mut inventory).unwrap();

@@ -1,4 +1,5 @@
-//! Manifests as the API server would read them: defaults filled in, unknown fields refused, workloads as the pods they make.
+//! Manifests as the API server would read them: defaults filled in, unknown fields refused, workloads as the pods they
+//! make.
 //!
 //! PURE: text in, objects out. Knows no folder and no cluster.
 
@@ -101,7 +102,8 @@ fn lenient<K: DeserializeOwned>(document: Value, name: &str) -> anyhow::Result<K
     serde_json::from_value(document).with_context(|| name.to_owned())
 }
 
-/// Reads an object, and refuses fields that it does not have: what is misspelt would be taken for absent, which may mean "all".
+/// Reads an object, and refuses fields that it does not have: what is misspelt would be taken for absent, which may
+/// mean "all".
 fn strict<K: DeserializeOwned + Serialize>(document: Value, name: &str) -> anyhow::Result<K> {
     let object: K = lenient(document.clone(), name)?;
     let read = serde_json::to_value(&object)?;
@@ -130,8 +132,8 @@ fn is_nothing(value: &Value) -> bool {
     value.is_null() || value.as_array().is_some_and(Vec::is_empty) || value.as_object().is_some_and(|o| o.is_empty())
 }
 
-/// Makes of manifests what could be running: every pod gets an address of each network, and a binding that selects nothing gets
-/// a stand-in to select.
+/// Makes of manifests what could be running: every pod gets an address of each network, and a binding that selects
+/// nothing gets a stand-in to select.
 pub fn bring_to_life(inventory: &mut Inventory, networks: &[IpNet]) -> anyhow::Result<()> {
     // The first address of an IPv6 network is every router's.
     let hosts = |network: &IpNet| {

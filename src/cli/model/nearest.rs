@@ -34,7 +34,8 @@ pub struct Nearest<'a> {
     pub miss: Miss,
 }
 
-/// The nearest rule of a guard that denies a connection; of equals the first, by group and place in it. None: nothing in common.
+/// The nearest rule of a guard that denies a connection; of equals the first, by group and place in it. None: nothing
+/// in common.
 pub fn nearest<'a>(
     world: &impl World,
     guard: &'a Guard,
@@ -112,7 +113,10 @@ mod tests {
 
     #[test]
     fn ports_before_remotes_before_protocols() {
-        let from = |cidr: &str, protocol: &str, ports: Value| json!({ "protocol": protocol, "ports": ports, "remote": { "cidrs": [cidr] } });
+        let from = |cidr: &str, protocol: &str, ports: Value| {
+            let remote = json!({ "cidrs": [cidr] });
+            json!({ "protocol": protocol, "ports": ports, "remote": remote })
+        };
         let (us, them) = ("10.0.0.0/8", "192.0.2.0/24");
         let port = from(us, "TCP", json!([22]));
         let remote = from(them, "TCP", json!([80]));

@@ -1,7 +1,7 @@
 //! What a change of rules, bindings or members opens and cuts, exactly.
 //!
-//! PURE. For every two classes of addresses, the reference's verdict on one connection of each kind that rules can tell apart, in
-//! both states. It matches nothing itself.
+//! PURE. For every two classes of addresses, the reference's verdict on one connection of each kind that rules can tell
+//! apart, in both states. It matches nothing itself.
 
 use super::classes::{Class, States};
 use super::snapshot::Snapshot;
@@ -26,8 +26,8 @@ pub struct Delta {
     pub kept: TrafficSet,
 }
 
-/// Compares the states over classes of one family. Pairs that no connection can exist between are left out, as are those
-/// that stay as they are.
+/// Compares the states over classes of one family. Pairs that no connection can exist between are left out, as are
+/// those that stay as they are.
 pub fn compare(states: States<'_>, classes: &[Class]) -> Vec<Delta> {
     let (mut before, mut after) = (Reach::new(states.before), Reach::new(states.after));
     let mut deltas = Vec::new();
@@ -53,7 +53,8 @@ pub fn ends(source: &Class, destination: &Class, same: bool) -> Option<(IpAddr, 
     Some((source.one, if same { destination.another? } else { destination.one }))
 }
 
-/// What one state of the world allows, with a memory: ends that are guarded alike, whose remotes the same rules mean, agree.
+/// What one state of the world allows, with a memory: ends that are guarded alike, whose remotes the same rules mean,
+/// agree.
 pub struct Reach<'a> {
     world: &'a Snapshot,
     known: HashMap<(Direction, Family, usize, Vec<u64>), Rc<TrafficSet>>,

@@ -85,7 +85,7 @@ pub fn in_common<'a>(labels: impl IntoIterator<Item = &'a BTreeMap<String, Strin
         common.retain(|key, value| labels.get(key) == Some(value));
     }
     common.retain(|key, _| !PASSING.contains(&key.as_str()));
-    (!common.is_empty()).then(|| LabelSelector { match_labels: Some(common), match_expressions: None })
+    (!common.is_empty()).then_some(LabelSelector { match_labels: Some(common), match_expressions: None })
 }
 
 #[cfg(test)]

@@ -198,7 +198,9 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(192))]
 
     #[test]
-    fn rows_say_of_every_connection_what_the_reference_says(scene in scene(), groups in groups(), bindings in bindings(), both: bool) {
+    fn rows_say_of_every_connection_what_the_reference_says(
+        scene in scene(), groups in groups(), bindings in bindings(), both: bool,
+    ) {
         let before = scene.index();
         // Either the rules change, or who has them, or everything.
         let bindings = if both { bindings } else { scene.bindings.clone() };

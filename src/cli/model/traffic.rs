@@ -1,7 +1,7 @@
 //! What passes between two ends, as a set: ports of each transport, types of ICMP, everything else.
 //!
-//! PURE. Owns the points at which a verdict can change, and the algebra of what lies between them. The verdict itself is the
-//! reference's, asked once for each piece.
+//! PURE. Owns the points at which a verdict can change, and the algebra of what lies between them. The verdict itself
+//! is the reference's, asked once for each piece.
 
 use crate::policy::{Family, IcmpMatch, L4, PortSet, Rule, Traffic, Transport};
 use std::collections::BTreeSet;
@@ -64,7 +64,8 @@ impl TrafficSet {
         }
     }
 
-    /// In words: "TCP 22,80; ICMP 8", or the exceptions where these are fewer. What ICMP is called depends on the family.
+    /// In words: "TCP 22,80; ICMP 8", or the exceptions where these are fewer. What ICMP is called depends on the
+    /// family.
     pub fn describe(&self, family: Family) -> String {
         let rest = Self::all().minus(self);
         match (self.pieces(family), rest.pieces(family)) {

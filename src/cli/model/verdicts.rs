@@ -1,6 +1,7 @@
 //! Why a connection is allowed or not, at each of its ends.
 //!
-//! PURE. The verdict is the reference's; this says which rule it came from, what would have been needed, and what else has a say.
+//! PURE. The verdict is the reference's; this says which rule it came from, what would have been needed, and what else
+//! has a say.
 
 use super::describe::{direction_name, local, remote, traffic};
 use super::ends::Place;
