@@ -74,17 +74,23 @@ struct Scene {
 }
 
 fn groups() -> impl Strategy<Value = Vec<(usize, Vec<Value>, Vec<Value>)>> {
-    let rules = || prop::collection::vec(rule(), 0..3);
-    prop::collection::vec((0..3usize, rules(), rules()), 0..4)
+    // Mostly closed one way and open the other, so that rules and not their absence decide.
+    let default = json!({ "protocol": "Any", "remote": { "cidrs": ["0.0.0.0/0", "::/0"] } });
+    let egress = prop_oneof![2 => Just(vec![default]), 1 => prop::collection::vec(rule(), 0..3)];
+    prop::collection::vec((0..3usize, prop::collection::vec(rule(), 0..4), egress), 1..4)
 }
 
 fn bindings() -> impl Strategy<Value = Vec<(usize, Vec<usize>)>> {
-    prop::collection::vec((0..3usize, prop::collection::vec(0..4usize, 1..3)), 0..4)
+    prop::collection::vec((0..3usize, prop::collection::vec(0..4usize, 1..3)), 1..4)
 }
 
 fn scene() -> impl Strategy<Value = Scene> {
     // A pod's addresses are mostly its own, and now and then another's too.
-    let pods = prop::collection::vec((0..4usize, prop::collection::vec(0..7usize, 0..3)), 0..6);
+    let others = prop_oneof![6 => Just(vec![]), 1 => prop::collection::vec(0..7usize, 1..2)];
+    let pods = prop::collection::vec((0..4usize, others), 2..8).prop_map(|pods| {
+        let with_own = |(own, (label, others)): (usize, (usize, Vec<usize>))| (label, [vec![own], others].concat());
+        pods.into_iter().enumerate().map(with_own).collect::<Vec<_>>()
+    });
     (groups(), pods, bindings()).prop_map(|(groups, pods, bindings)| Scene { groups, pods, bindings })
 }
 
@@ -195,15 +201,16 @@ fn check(before: &Index, after: &Index) -> Result<Vec<Row>, TestCaseError> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(192))]
+    #![proptest_config(ProptestConfig::with_cases(256))]
 
     #[test]
     fn rows_say_of_every_connection_what_the_reference_says(
-        scene in scene(), groups in groups(), bindings in bindings(), both: bool,
+        scene in scene(), groups in groups(), bindings in bindings(), rules: bool, who: bool,
     ) {
         let before = scene.index();
-        // Either the rules change, or who has them, or everything.
-        let bindings = if both { bindings } else { scene.bindings.clone() };
+        // The rules change, or who has them, or both.
+        let groups = if rules || !who { groups } else { scene.groups.clone() };
+        let bindings = if who { bindings } else { scene.bindings.clone() };
         let after = Scene { groups, bindings, pods: scene.pods.clone() }.index();
         check(&before, &after)?;
     }
