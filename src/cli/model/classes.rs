@@ -31,7 +31,8 @@ pub struct Class {
     pub another: Option<IpAddr>,
     /// Who they are.
     pub who: Who,
-    /// The change concerns what guards them: only connections with one such end can come or go.
+    /// The change concerns what guards them, or whose members they are: only connections with one such end can come
+    /// or go.
     pub concerned: bool,
     /// Nothing guards them before, and something does after.
     pub newly_guarded: bool,
@@ -53,16 +54,15 @@ impl<'a> States<'a> {
         (self.before.guard_of(address), self.after.guard_of(address))
     }
 
+    /// The groups that an address is a member of, in either state.
+    fn memberships(&self, address: IpAddr) -> (BTreeSet<&'a NamespacedName>, BTreeSet<&'a NamespacedName>) {
+        let of = |state: &'a Snapshot| state.at(address).into_iter().flat_map(|end| end.member_of.iter()).collect();
+        (of(self.before), of(self.after))
+    }
+
     /// Every address of a target, in either state.
     fn addresses(&self) -> BTreeSet<IpAddr> {
         self.before.ends().chain(self.after.ends()).map(|(address, _)| address).collect()
-    }
-
-    /// The groups whose members differ.
-    fn moved(&self) -> BTreeSet<&'a NamespacedName> {
-        let (before, after) = (self.before.members(), self.after.members());
-        let names: BTreeSet<&NamespacedName> = before.keys().chain(after.keys()).copied().collect();
-        names.into_iter().filter(|name| before.get(name) != after.get(name)).collect()
     }
 
     /// The classes of a family. Of addresses that the change does not concern, only what makes a difference to
@@ -70,21 +70,23 @@ impl<'a> States<'a> {
     pub fn classes(&self, family: Family) -> Vec<Class> {
         let addresses: Vec<IpAddr> =
             self.addresses().into_iter().filter(|address| Family::of(*address) == family).collect();
-        let moved = self.moved();
-        let mut verdicts: BTreeMap<(Option<usize>, Option<usize>), bool> = BTreeMap::new();
-        let mut concerned = |guards: Guards<'_>| {
-            let key = (guards.0.map(|guard| guard.id), guards.1.map(|guard| guard.id));
-            *verdicts.entry(key).or_insert_with(|| is_concerned(guards, &moved))
-        };
         let (mut narrow, mut wide): (BTreeSet<&CidrSet>, BTreeSet<&CidrSet>) = Default::default();
+        let mut concerned = BTreeSet::new();
+        // Whether rules differ, for each pair of guards: thousands of addresses share few.
+        let mut known: BTreeMap<(Option<usize>, Option<usize>), bool> = BTreeMap::new();
         for address in &addresses {
             let guards = self.guards_of(*address);
-            let sets: BTreeSet<&CidrSet> = match concerned(guards) {
-                true => cidrs_of(guards).collect(),
-                false => BTreeSet::new(),
-            };
-            narrow.extend(sets);
+            let rules_differ = *known.entry(ids(guards)).or_insert_with(|| {
+                let rules = |guard: Option<&Arc<Guard>>| guard.map(|guard| guard.rules.clone());
+                rules(guards.0) != rules(guards.1)
+            });
+            if rules_differ || self.memberships(*address).0 != self.memberships(*address).1 {
+                concerned.insert(*address);
+            }
         }
+        let pairs: BTreeMap<_, Guards<'_>> =
+            concerned.iter().map(|a| (ids(self.guards_of(*a)), self.guards_of(*a))).collect();
+        pairs.into_values().for_each(|guards| narrow.extend(cidrs_of(guards)));
         for guard in self.before.guards().iter().chain(self.after.guards()) {
             wide.extend(cidrs_of((Some(guard), None)));
         }
@@ -94,12 +96,11 @@ impl<'a> States<'a> {
         let mut classes: BTreeMap<_, Class> = BTreeMap::new();
         for address in addresses {
             let guards = self.guards_of(address);
-            let concerned = concerned(guards);
+            let concerned = concerned.contains(&address);
             let piece = if concerned { wide.of(address) } else { narrow.of(address) };
             let ends = [self.before.at(address), self.after.at(address)];
-            let member_of = ends.map(|end| end.map(|end| end.member_of.clone()));
             let targets = ends.into_iter().flatten().flat_map(|end| end.targets.iter().cloned());
-            let key = (guards.0.map(|guard| guard.id), guards.1.map(|guard| guard.id), member_of, concerned, piece);
+            let key = (ids(guards), self.memberships(address), concerned, piece);
             match classes.get_mut(&key) {
                 Some(class) => {
                     class.another.get_or_insert(address);
@@ -129,16 +130,8 @@ impl<'a> States<'a> {
     }
 }
 
-/// Whether what guards an address says something else in the two states.
-fn is_concerned(guards: Guards<'_>, moved: &BTreeSet<&NamespacedName>) -> bool {
-    match guards {
-        (None, None) => false,
-        (Some(before), Some(after)) if before.rules == after.rules => rules(after).any(|rule| match &rule.remote {
-            Remote::Group(group) => moved.contains(group),
-            Remote::Cidrs(_) => false,
-        }),
-        _ => true,
-    }
+fn ids(guards: Guards<'_>) -> (Option<usize>, Option<usize>) {
+    (guards.0.map(|guard| guard.id), guards.1.map(|guard| guard.id))
 }
 
 fn rules(guard: &Guard) -> impl Iterator<Item = &Rule> {

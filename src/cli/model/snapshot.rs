@@ -111,17 +111,6 @@ impl Snapshot {
     pub fn guard_of(&self, address: IpAddr) -> Option<&Arc<Guard>> {
         self.ends.get(&address)?.guard.as_ref()
     }
-
-    /// Every group that has a member, with its members' addresses.
-    pub fn members(&self) -> BTreeMap<&NamespacedName, BTreeSet<IpAddr>> {
-        let mut members: BTreeMap<&NamespacedName, BTreeSet<IpAddr>> = BTreeMap::new();
-        for (address, end) in &self.ends {
-            for group in end.member_of.iter() {
-                members.entry(group).or_default().insert(*address);
-            }
-        }
-        members
-    }
 }
 
 impl World for Snapshot {
