@@ -1,11 +1,17 @@
 //! What is computed over classes and pieces, against the reference asked about single connections.
 
 use super::classes::States;
+use super::ends::Place;
+use super::inventory::Inventory;
+use super::nearest::carries;
 use super::rows::{Change, Ends, Row, rows};
 use super::snapshot::Snapshot;
+use super::verdicts::Scene as Explained;
 use crate::api::{SecurityGroup, SecurityGroupBinding};
-use crate::index::{Binding, Group, Index, Target};
-use crate::policy::{CidrSet, Connection, Family, Interface, L4, NamespacedName, Policy, Transport, World};
+use crate::index::{Binding, Index, name_of};
+use crate::policy::{
+    CidrSet, Connection, Direction, Family, Interface, L4, NamespacedName, Policy, Transport, Verdict, World,
+};
 use ipnet::IpNet;
 use proptest::prelude::*;
 use serde_json::{Value, json};
@@ -95,8 +101,8 @@ fn scene() -> impl Strategy<Value = Scene> {
 }
 
 impl Scene {
-    fn index(&self) -> Index {
-        let mut index = Index::default();
+    fn inventory(&self) -> Inventory {
+        let mut inventory = Inventory::default();
         for (name, ingress, egress) in &self.groups {
             let group: SecurityGroup = serde_json::from_value(json!({
                 "apiVersion": "ringfence.io/v1alpha1", "kind": "SecurityGroup",
@@ -104,7 +110,7 @@ impl Scene {
                 "spec": { "ingress": ingress, "egress": egress },
             }))
             .unwrap();
-            index.apply_group(Group::from(&group));
+            inventory.groups.insert(name_of(&group.metadata), group);
         }
         for (i, (label, addresses)) in self.pods.iter().enumerate() {
             let ips: Vec<Value> = addresses.iter().map(|address| json!({ "ip": ADDRESSES[*address] })).collect();
@@ -113,7 +119,7 @@ impl Scene {
                 "spec": { "containers": [] }, "status": { "phase": "Running", "podIPs": ips },
             }))
             .unwrap();
-            index.apply_target(Target::from(&pod));
+            inventory.pods.insert(name_of(&pod.metadata), pod);
         }
         for (i, (label, groups)) in self.bindings.iter().enumerate() {
             let groups: BTreeSet<usize> = groups.iter().copied().collect();
@@ -127,9 +133,13 @@ impl Scene {
                 },
             }))
             .unwrap();
-            index.apply_binding(Binding::from(&binding));
+            inventory.bindings.insert(name_of(&binding.metadata), binding);
         }
-        index
+        inventory
+    }
+
+    fn index(&self) -> Index {
+        self.inventory().index()
     }
 }
 
@@ -218,5 +228,49 @@ proptest! {
     #[test]
     fn nothing_changes_without_a_change(scene in scene()) {
         prop_assert_eq!(check(&scene.index(), &scene.index())?, vec![]);
+    }
+
+    #[test]
+    fn an_explanation_is_the_references_verdict_and_its_rule(scene in scene()) {
+        let inventory = scene.inventory();
+        let index = inventory.index();
+        let snapshot = Snapshot::new(&index);
+        let explained = Explained { inventory: &inventory, index: &index, snapshot: &snapshot };
+        let reference = policy(&index);
+        for connection in connections().step_by(7) {
+            let place = |address: IpAddr| {
+                let target = index.claimants(address).next().cloned();
+                Place { name: address.to_string(), target, addresses: vec![address], port: None }
+            };
+            let (source, destination) = (place(connection.source), place(connection.destination));
+            for (direction, own, peer) in
+                [(Direction::Egress, &source, &destination), (Direction::Ingress, &destination, &source)]
+            {
+                let said = explained.end(direction, &connection, own, peer);
+                match reference.end(direction, &connection) {
+                    Verdict::Unguarded => prop_assert_eq!((said.allowed, said.reason), (true, "Unguarded")),
+                    Verdict::Itself => prop_assert_eq!((said.allowed, said.reason), (true, "Itself")),
+                    Verdict::Allowed { group, rule } => {
+                        let at = said.rule.map(|rule| (rule.group, rule.id));
+                        prop_assert_eq!((said.allowed, at), (true, Some((group.to_string(), rule.to_string()))));
+                    }
+                    Verdict::Denied => {
+                        prop_assert!(!said.allowed && said.why_not.is_some() == said.rule.is_some());
+                        // The nearest shares one thing with what was asked, and not both.
+                        for rule in said.rule.iter() {
+                            let groups = index.groups().filter(|group| group.name.to_string() == rule.group);
+                            let rules = groups.flat_map(|g| g.rules.iter().flat_map(|r| r.rules(direction).to_vec()));
+                            let nearest = rules.into_iter().find(|r| r.id().to_string() == rule.id).unwrap();
+                            let remote = match direction {
+                                Direction::Ingress => connection.source,
+                                Direction::Egress => connection.destination,
+                            };
+                            let carried = carries(&nearest, direction, &connection);
+                            prop_assert!(carried != reference.is_remote(&nearest, remote), "{nearest}");
+                        }
+                    }
+                }
+            }
+        }
     }
 }
