@@ -48,7 +48,8 @@ pub struct Writing {
     #[arg(long, value_enum, default_value_t, value_name = "WHO")]
     pub dry_run: DryRun,
     /// Wait until every node concerned has it in its kernel.
-    #[arg(long, default_value_t = true, action = clap::ArgAction::Set, value_name = "BOOL")]
+    #[arg(long, default_value_t = true, action = clap::ArgAction::Set, num_args = 0..=1, require_equals = true,
+        default_missing_value = "true", value_name = "BOOL")]
     pub wait: bool,
     /// For how many seconds to wait.
     #[arg(long, default_value_t = 30, value_name = "SECONDS")]

@@ -71,3 +71,28 @@ fn without_a_cluster_it_says_what_to_do() {
     sg(&["list", "-f", "deploy/examples"], None, "").expect(2, &["-f goes with --offline"]);
     sg(&["list", "--offline", "-f", "nowhere"], None, "").expect(2, &["cannot read nowhere"]);
 }
+
+#[test]
+fn the_whole_is_drawn_and_audited() {
+    run("graph").expect(0, &["digraph groups {", "\"shop/bastion\" -> \"shop/db-private\" [label=\"TCP 22\"];"]);
+    run("audit").expect(0, &["nothing found"]);
+    let open = "apiVersion: ringfence.io/v1alpha1\nkind: SecurityGroup\nmetadata: {name: open}\n\
+                spec: {ingress: [{protocol: TCP, ports: [22], remote: {cidrs: [0.0.0.0/0]}}]}\n";
+    let audit = |more: &[&str]| {
+        let words: Vec<&str> = ["audit", "--offline", "-f", "-"].into_iter().chain(more.iter().copied()).collect();
+        sg(&words, None, open)
+    };
+    audit(&[]).expect(1, &["error   admin-port-open", "opens admin ports to 0.0.0.0/0: 22", "2 findings"]);
+    let sarif = audit(&["-o", "sarif"]).expect(1, &[]).out;
+    let sarif: serde_json::Value = serde_json::from_str(&sarif).unwrap();
+    assert_eq!(sarif["runs"][0]["results"][0]["ruleId"], "admin-port-open");
+}
+
+#[test]
+fn shells_and_kubectl_complete() {
+    for shell in ["bash", "zsh", "fish"] {
+        sg(&["completion", shell], None, "").expect(0, &["kubectl-sg"]);
+    }
+    let ran = sg(&["__complete", "--", "audit", "--fail-on", ""], None, "");
+    assert_eq!(ran.expect(0, &[]).out, "note\nwarning\nerror\n:4\n");
+}
