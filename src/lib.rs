@@ -8,6 +8,7 @@ pub mod api;
 pub mod cni;
 pub mod controller;
 pub mod index;
+mod kubevirt;
 pub mod nft;
 pub mod policy;
 pub mod runtime;

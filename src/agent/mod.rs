@@ -28,6 +28,7 @@ mod tests;
 
 use crate::api::{NetworkInterface, SecurityGroup, SecurityGroupBinding};
 use crate::index::{Feed, Update};
+use crate::kubevirt;
 use crate::nft::exec::Nft;
 use crate::nft::monitor::Monitor;
 use crate::runtime::admin::{Admin, Readiness};
@@ -56,7 +57,7 @@ use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
-use tokio::sync::watch::{Receiver, channel};
+use tokio::sync::watch::{Receiver, Sender, channel};
 
 /// Failures of nft are rare and mostly not of the moment; a short first delay is for those that are.
 const RETRY: Backoff = Backoff { min: Duration::from_millis(50), max: Duration::from_secs(30) };
@@ -86,12 +87,28 @@ pub struct Args {
 
 /// The state that watches write and the enforcer reads. Never held across an await.
 #[derive(Clone)]
-struct Shared(Arc<Mutex<State>>);
+struct Shared {
+    state: Arc<Mutex<State>>,
+    runs_machines: Sender<bool>,
+}
 
 impl Shared {
+    fn new(state: State) -> Self {
+        Self { state: Arc::new(Mutex::new(state)), runs_machines: Sender::new(false) }
+    }
+
     fn lock(&self) -> MutexGuard<'_, State> {
         // A panic elsewhere left the state as it was before or after some update; both are states to enforce.
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Takes in a piece of news; tells whether it may change what is desired.
+    fn update(&self, update: Update) -> bool {
+        let mut state = self.lock();
+        let news = state.update(update);
+        let runs_machines = state.index.runs_machines();
+        self.runs_machines.send_if_modified(|before| std::mem::replace(before, runs_machines) != runs_machines);
+        news
     }
 }
 
@@ -122,7 +139,7 @@ pub async fn run(args: Args, client: Client, shutdown: Shutdown) -> anyhow::Resu
     };
     let coalescer = || Arc::new(Coalescer::new(RETRY, Some(Duration::from_secs(compare_every))));
     let (dirty, attached) = (coalescer(), coalescer());
-    let state = Shared(Arc::new(Mutex::new(State::new(addresses(&node)))));
+    let state = Shared::new(State::new(addresses(&node)));
     let announcer = Announcer::start(client.clone(), &node, metrics.clone(), shutdown.clone());
     let monitor = Monitor::open().context("cannot listen to changes of tables")?;
     state.lock().allowances = Allowances::new(anti_spoofing.widest);
@@ -130,12 +147,12 @@ pub async fn run(args: Args, client: Client, shutdown: Shutdown) -> anyhow::Resu
     let watches = Watches::new::<SecurityGroup>(client.clone(), timeline);
     let synced = Readiness::default();
     let own = || watcher::Config::default().fields(&format!("spec.nodeName={node_name}"));
-    watches.watch::<Pod, _>(own(), news(&state, &dirty, Some(&attached)), &synced, "pods");
+    watches.watch::<Pod, _>(own(), Feed(news(&state, &dirty, Some(&attached))), &synced, "pods");
     let interfaces = news(&state, &dirty, Some(&attached));
-    watches.watch::<NetworkInterface, _>(own(), interfaces, &synced, "networkinterfaces");
+    watches.watch::<NetworkInterface, _>(own(), Feed(interfaces), &synced, "networkinterfaces");
     let all = watcher::Config::default;
-    watches.watch::<SecurityGroup, _>(all(), news(&state, &dirty, None), &synced, "securitygroups");
-    watches.watch::<SecurityGroupBinding, _>(all(), news(&state, &dirty, None), &synced, "securitygroupbindings");
+    watches.watch::<SecurityGroup, _>(all(), Feed(news(&state, &dirty, None)), &synced, "securitygroups");
+    watches.watch::<SecurityGroupBinding, _>(all(), Feed(news(&state, &dirty, None)), &synced, "securitygroupbindings");
     let allowances = AllowanceSink { state: state.clone(), told: [dirty.clone(), attached.clone()] };
     watches.watch::<Namespace, _>(all(), allowances, &synced, "namespaces");
 
@@ -165,6 +182,16 @@ pub async fn run(args: Args, client: Client, shutdown: Shutdown) -> anyhow::Resu
     // Nothing is written before every watch has synced: half the truth would close or open what the whole does not.
     tokio::select! {
         () = synced.ready() => {}
+        () = shutdown.signalled() => return Ok(()),
+    }
+    let mut machines = kubevirt::follow(
+        watches.clone(),
+        Some(&node_name),
+        state.runs_machines.subscribe(),
+        news(&state, &dirty, None),
+    );
+    tokio::select! {
+        () = machines.known() => {}
         () = shutdown.signalled() => return Ok(()),
     }
     tracing::info!(node = %node_name, "watches are complete");
@@ -231,14 +258,18 @@ fn enforce_own_addresses(
 }
 
 /// Into the state. `dirty` is told of what changes the index, `curious` of any news.
-fn news(state: &Shared, dirty: &Arc<Coalescer>, curious: Option<&Arc<Coalescer>>) -> Feed<impl FnMut(Update) + use<>> {
+fn news(
+    state: &Shared,
+    dirty: &Arc<Coalescer>,
+    curious: Option<&Arc<Coalescer>>,
+) -> impl FnMut(Update) + Clone + use<> {
     let (state, dirty, curious) = (state.clone(), dirty.clone(), curious.cloned());
-    Feed(move |update: Update| {
-        if state.lock().update(update) {
+    move |update: Update| {
+        if state.update(update) {
             dirty.notify();
         }
         curious.iter().for_each(|curious| curious.notify());
-    })
+    }
 }
 
 /// The node's own object: its addresses are never a pod's, and it owns the report.

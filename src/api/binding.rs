@@ -71,6 +71,8 @@ pub struct LocalGroupReference {
 pub enum Target {
     /// Pods of the namespace of the binding.
     PodSelector(LabelSelector),
+    /// KubeVirt's VirtualMachineInstances of the namespace of the binding.
+    VirtualMachineSelector(LabelSelector),
     /// NetworkInterfaces of the namespace of the binding.
     NetworkInterfaceSelector(LabelSelector),
 }
@@ -80,13 +82,18 @@ pub enum Target {
 #[derive(KubeSchema, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 #[x_kube(
-    validation = Rule::new("has(self.podSelector) != has(self.networkInterfaceSelector)").message("a target is exactly one kind of thing to select: write podSelector ({} for every pod of the namespace), or networkInterfaceSelector")
+    validation = Rule::new("[has(self.podSelector), has(self.virtualMachineSelector), has(self.networkInterfaceSelector)].filter(given, given).size() == 1").message("a target is exactly one kind of thing to select: write podSelector ({} for every pod of the namespace), virtualMachineSelector, or networkInterfaceSelector")
 )]
 struct TargetSchema {
     /// Pods of this namespace; {} selects every one. Pods on the host's network are never selected: their address is the node's.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(schema_with = "schema::label_selector")]
     pod_selector: Option<LabelSelector>,
+    /// KubeVirt's VirtualMachineInstances of this namespace, by their own labels; {} selects every one. A machine keeps its groups
+    /// over restarts and live migrations.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(schema_with = "schema::label_selector")]
+    virtual_machine_selector: Option<LabelSelector>,
     /// NetworkInterfaces of this namespace, which stand for machines that Kubernetes does not run; {} selects every one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(schema_with = "schema::label_selector")]

@@ -13,6 +13,8 @@ pub struct Membership {
     nodes: BTreeMap<String, OnNode>,
     /// The addresses that are published: beyond doubt their owners'.
     pub published: AddressDigest,
+    /// How many targets have each: the pods of a machine that migrates may share one.
+    holders: HashMap<IpAddr, usize>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -87,7 +89,19 @@ impl Membership {
 
     fn count(&mut self, record: &Record, comes: bool) {
         for address in &record.published {
-            if comes { self.published.add(*address) } else { self.published.remove(*address) }
+            let holders = self.holders.entry(*address).or_default();
+            if comes {
+                *holders += 1;
+                if *holders == 1 {
+                    self.published.add(*address);
+                }
+            } else {
+                *holders = holders.saturating_sub(1);
+                if *holders == 0 {
+                    self.holders.remove(address);
+                    self.published.remove(*address);
+                }
+            }
         }
         let Some(node) = &record.node else { return };
         let on_node = self.nodes.entry(node.clone()).or_default();

@@ -3,6 +3,7 @@
 mod agreement;
 mod interfaces;
 mod lock_out;
+mod machines;
 mod objects;
 mod slices;
 mod statuses;

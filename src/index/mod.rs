@@ -5,6 +5,7 @@
 
 mod digest;
 mod feed;
+mod machines;
 mod objects;
 mod selection;
 mod slices;
@@ -14,13 +15,15 @@ mod tests;
 
 pub use digest::AddressDigest;
 pub use feed::{Feed, Indexed, Update};
-pub use objects::{Binding, DeclaredDevice, Group, Target, TargetKind, TargetName, is_own, name_of};
+pub use machines::{Machine, MachineSource};
+pub use objects::{Binding, DeclaredDevice, Group, SelectorKind, Target, TargetKind, TargetName, is_own, name_of};
 pub use selection::Selection;
 pub use slices::RemoteMembers;
 
 use crate::policy::NamespacedName;
 use ipnet::IpNet;
-use selection::Matched;
+use machines::Machines;
+use selection::{Labels, Matched};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::IpAddr;
 
@@ -69,6 +72,7 @@ pub struct Index {
     groups: BTreeMap<NamespacedName, Group>,
     bindings: BTreeMap<NamespacedName, Binding>,
     selection: Selection,
+    machines: Machines,
     /// Of each group, its members, each with the number of bindings that make it one.
     members: HashMap<NamespacedName, BTreeMap<TargetName, usize>>,
     /// The bindings that name a group, whether it exists or not.
@@ -103,9 +107,11 @@ impl Index {
         self.touch(&name, &mut changes);
         let before = self.targets.get(&name).map(|p| p.claimed().clone()).unwrap_or_default();
         self.claim(&name, before, target.claimed().clone(), &mut changes);
-        let matched = self.selection.set_target(&name, target.labels.clone());
-        self.targets.insert(name.clone(), target);
-        self.rematch(matched, &mut changes);
+        let own = self.selection.set_labels(name.kind.into(), &name.name, Some(target.labels.clone()));
+        let (machine, labels) = (target.machine.clone(), target.labels.clone());
+        let before = self.targets.insert(name.clone(), target);
+        self.rematch(own, &mut changes);
+        self.set_machine(&name.name, before.and_then(|t| t.machine), machine, &labels, &mut changes);
         self.touch(&name, &mut changes);
         changes
     }
@@ -116,9 +122,40 @@ impl Index {
         let Some(target) = self.targets.remove(name) else { return changes };
         self.touch(name, &mut changes);
         self.claim(name, target.claimed().clone(), BTreeSet::new(), &mut changes);
-        let matched = self.selection.remove_target(name);
-        self.rematch(matched, &mut changes);
+        let own = self.selection.set_labels(name.kind.into(), &name.name, None);
+        self.rematch(own, &mut changes);
+        self.set_machine(&name.name, target.machine, None, &target.labels, &mut changes);
         changes
+    }
+
+    /// Takes in a virtual machine as a watch shows it now.
+    pub fn apply_machine(&mut self, source: MachineSource, machine: Machine) -> Changes {
+        let mut changes = Changes::default();
+        let (uid, labels) = (machine.uid.clone(), machine.labels.clone());
+        if !self.machines.see(source, machine) {
+            return changes;
+        }
+        let pods: Vec<NamespacedName> = self.machines.pods(&uid).cloned().collect();
+        for pod in pods {
+            let matched = self.selection.set_labels(SelectorKind::VirtualMachine, &pod, Some(labels.clone()));
+            self.rematch(matched, &mut changes);
+        }
+        changes
+    }
+
+    /// A watch does not show a virtual machine any more.
+    pub fn lose_machine(&mut self, source: MachineSource, uid: &str) {
+        self.machines.lose(source, uid);
+    }
+
+    /// The uids of the virtual machines that a watch has shown.
+    pub fn machines_seen_by(&self, source: MachineSource) -> impl Iterator<Item = &String> {
+        self.machines.seen_by(source)
+    }
+
+    /// Whether any live pod runs a virtual machine.
+    pub fn runs_machines(&self) -> bool {
+        self.machines.are_run()
     }
 
     /// Takes in what the node of a pod with this uid knows of its addresses; `None`: nothing beyond the pod's status.
@@ -361,10 +398,15 @@ impl Index {
 
     /// Whether an address that a target claims is not its own, as others claim it too.
     ///
-    /// Pods get theirs from the cluster's network; what people write into a `NetworkInterface` takes nothing from a pod.
+    /// Pods get theirs from the cluster's network; what people write into a `NetworkInterface` takes nothing from a pod. The
+    /// pods of one virtual machine may have one address between them: it takes it along when it migrates.
     pub fn is_contested(&self, target: &Target, address: IpAddr) -> bool {
-        let others = self.claimants(address).filter(|other| other.kind <= target.kind);
-        others.count() > 1
+        let key = target.key();
+        let mut others = self.claimants(address).filter(|other| **other != key && other.kind <= key.kind);
+        others.any(|other| {
+            let machine = self.targets.get(other).and_then(|other| other.machine.as_ref());
+            machine.is_none() || machine != target.machine.as_ref()
+        })
     }
 
     /// Whether an address is a node's or a Service's.
@@ -393,6 +435,29 @@ impl Index {
                 self.touch(&other, changes);
             }
         }
+    }
+
+    /// A pod runs another virtual machine than before, or has other labels itself. A machine that is not known has those of
+    /// its pod: KubeVirt creates the pod with the machine's.
+    fn set_machine(
+        &mut self,
+        pod: &NamespacedName,
+        before: Option<String>,
+        now: Option<String>,
+        labels: &Labels,
+        changes: &mut Changes,
+    ) {
+        if let Some(before) = before.as_ref().filter(|before| Some(*before) != now.as_ref()) {
+            self.machines.end(before, pod);
+        } else if before.is_none() && now.is_none() {
+            return;
+        }
+        let labels = now.map(|now| {
+            self.machines.begin(&now, pod);
+            self.machines.labels(&now).unwrap_or(labels).clone()
+        });
+        let matched = self.selection.set_labels(SelectorKind::VirtualMachine, pod, labels);
+        self.rematch(matched, changes);
     }
 
     fn rematch(&mut self, matched: Vec<Matched>, changes: &mut Changes) {

@@ -2,6 +2,7 @@
 
 use super::selection::Labels;
 use crate::api::{self, EXTRA_ADDRESSES, LocalGroupReference, NetworkInterface, SecurityGroup, SecurityGroupBinding};
+use crate::kubevirt;
 use crate::policy::{self, NamespacedName, parse_group};
 use k8s_openapi::api::core::v1 as core;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
@@ -31,6 +32,40 @@ impl TargetKind {
         match self {
             Self::Pod => "pod",
             Self::NetworkInterface => "nic",
+        }
+    }
+}
+
+/// The kinds of selectors in bindings.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum SelectorKind {
+    /// Selects pods.
+    Pod,
+    /// Selects virtual machines of KubeVirt, each of which is a pod as far as its network is concerned.
+    VirtualMachine,
+    /// Selects interfaces of machines that Kubernetes does not run.
+    NetworkInterface,
+}
+
+impl SelectorKind {
+    /// All of them.
+    pub const ALL: [Self; 3] = [Self::Pod, Self::VirtualMachine, Self::NetworkInterface];
+
+    /// What it is that they select.
+    pub fn target(self) -> TargetKind {
+        match self {
+            Self::Pod | Self::VirtualMachine => TargetKind::Pod,
+            Self::NetworkInterface => TargetKind::NetworkInterface,
+        }
+    }
+}
+
+impl From<TargetKind> for SelectorKind {
+    /// The selectors that see a target's own labels.
+    fn from(kind: TargetKind) -> Self {
+        match kind {
+            TargetKind::Pod => Self::Pod,
+            TargetKind::NetworkInterface => Self::NetworkInterface,
         }
     }
 }
@@ -114,6 +149,8 @@ pub struct Target {
     pub extra_addresses: Option<String>,
     /// Where it says which device leads to it; of a pod the node finds out.
     pub device: Option<DeclaredDevice>,
+    /// The uid of the virtual machine that runs in this pod.
+    pub machine: Option<String>,
     reported: BTreeSet<IpAddr>,
     /// What its node knows better than its status.
     known: Option<BTreeSet<IpAddr>>,
@@ -164,6 +201,7 @@ impl From<&core::Pod> for Target {
             terminating: pod.metadata.deletion_timestamp.is_some(),
             extra_addresses: annotation(EXTRA_ADDRESSES).cloned(),
             device: None,
+            machine: kubevirt::machine_of(&pod.metadata),
             reported: if host_network { BTreeSet::new() } else { addresses.collect() },
             known: None,
         }
@@ -189,6 +227,7 @@ impl From<&NetworkInterface> for Target {
                 mac: spec.mac_address.clone(),
                 link_local: spec.addresses.iter().copied().filter(|a| !is_own(*a)).collect(),
             }),
+            machine: None,
             reported: spec.addresses.iter().copied().filter(|a| is_own(*a)).collect(),
             known: None,
         }
@@ -270,7 +309,7 @@ pub struct Binding {
     /// The groups it attaches, whether they exist or not.
     pub groups: BTreeSet<NamespacedName>,
     /// What it selects; `None`: nothing.
-    pub selector: Option<(TargetKind, Selector)>,
+    pub selector: Option<(SelectorKind, Selector)>,
     /// What is wrong with the generation last seen.
     pub error: Option<String>,
 }
@@ -285,7 +324,7 @@ impl PartialEq for Binding {
     }
 }
 
-fn printed(selector: Option<&(TargetKind, Selector)>) -> Option<(TargetKind, String)> {
+fn printed(selector: Option<&(SelectorKind, Selector)>) -> Option<(SelectorKind, String)> {
     selector.map(|(kind, selector)| (*kind, selector.to_string()))
 }
 
@@ -306,9 +345,12 @@ impl Binding {
 impl From<&SecurityGroupBinding> for Binding {
     fn from(binding: &SecurityGroupBinding) -> Self {
         let (kind, field, selector) = match &binding.spec.target {
-            api::Target::PodSelector(selector) => (TargetKind::Pod, "podSelector", selector),
+            api::Target::PodSelector(selector) => (SelectorKind::Pod, "podSelector", selector),
+            api::Target::VirtualMachineSelector(selector) => {
+                (SelectorKind::VirtualMachine, "virtualMachineSelector", selector)
+            }
             api::Target::NetworkInterfaceSelector(selector) => {
-                (TargetKind::NetworkInterface, "networkInterfaceSelector", selector)
+                (SelectorKind::NetworkInterface, "networkInterfaceSelector", selector)
             }
         };
         let malformed = |error| Self::malformed(&binding.metadata, error);

@@ -1,9 +1,10 @@
 //! Which bindings select which targets: label-sets × selectors, never targets × bindings.
 //!
 //! Targets of one kind and namespace with the same labels share one entry, so a Deployment's thousandth pod costs no matching at
-//! all; and a selector that asks for a label is only tried on label-sets that have it.
+//! all; and a selector that asks for a label is only tried on label-sets that have it. A target can have more than one set of
+//! labels, each for another kind of selector: the pod of a virtual machine has its own and the machine's.
 
-use super::objects::{TargetKind, TargetName};
+use super::objects::{SelectorKind, TargetName};
 use crate::policy::NamespacedName;
 use kube::core::{Expression, Selector, SelectorExt};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
@@ -26,9 +27,9 @@ pub struct Matched {
 /// See the module.
 #[derive(Debug, Default)]
 pub struct Selection {
-    namespaces: HashMap<(String, TargetKind), Namespace>,
+    namespaces: HashMap<(String, SelectorKind), Namespace>,
     /// What each binding selects.
-    kinds: HashMap<NamespacedName, TargetKind>,
+    kinds: HashMap<NamespacedName, SelectorKind>,
 }
 
 #[derive(Debug, Default)]
@@ -56,31 +57,25 @@ struct Bound {
 }
 
 impl Selection {
-    /// A target has these labels now.
-    pub fn set_target(&mut self, target: &TargetName, labels: Labels) -> Vec<Matched> {
-        let namespace = self.namespaces.entry(place(target)).or_default();
-        if namespace.targets.get(&target.name) == Some(&labels) {
+    /// To selectors of this kind, a target has these labels now; `None`: it is none of theirs.
+    pub fn set_labels(&mut self, kind: SelectorKind, name: &NamespacedName, labels: Option<Labels>) -> Vec<Matched> {
+        let place = (name.namespace.clone(), kind);
+        if self.namespaces.get(&place).and_then(|n| n.targets.get(name)) == labels.as_ref() {
             return Vec::new();
         }
-        let before = namespace.leave(&target.name);
-        let after = namespace.enter(&target.name, labels);
+        let namespace = self.namespaces.entry(place.clone()).or_default();
+        let before = namespace.leave(name);
+        let after = labels.map(|labels| namespace.enter(name, labels)).unwrap_or_default();
+        self.tidy(&place);
+        let target = TargetName { kind: kind.target(), name: name.clone() };
         let matched =
             |binding: &NamespacedName, selected| Matched { binding: binding.clone(), target: target.clone(), selected };
         let lost = before.difference(&after).map(|b| matched(b, false));
         lost.chain(after.difference(&before).map(|b| matched(b, true))).collect()
     }
 
-    /// A target is gone.
-    pub fn remove_target(&mut self, target: &TargetName) -> Vec<Matched> {
-        let place = place(target);
-        let Some(namespace) = self.namespaces.get_mut(&place) else { return Vec::new() };
-        let before = namespace.leave(&target.name);
-        self.tidy(&place);
-        before.into_iter().map(|binding| Matched { binding, target: target.clone(), selected: false }).collect()
-    }
-
     /// A binding selects by this now; by nothing, if `None`.
-    pub fn set_binding(&mut self, binding: &NamespacedName, selector: Option<(TargetKind, Selector)>) {
+    pub fn set_binding(&mut self, binding: &NamespacedName, selector: Option<(SelectorKind, Selector)>) {
         self.remove_binding(binding);
         if let Some((kind, selector)) = selector {
             self.kinds.insert(binding.clone(), kind);
@@ -100,18 +95,19 @@ impl Selection {
 
     /// The bindings that select a target.
     pub fn bindings_of(&self, target: &TargetName) -> impl Iterator<Item = &NamespacedName> {
-        self.namespaces
-            .get(&place(target))
-            .and_then(|n| n.label_sets.get(n.targets.get(&target.name)?))
-            .into_iter()
-            .flat_map(|set| &set.bindings)
+        let label_sets = SelectorKind::ALL.map(|kind| {
+            let namespace = self.namespaces.get(&(target.name.namespace.clone(), kind))?;
+            let labels = namespace.targets.get(&target.name).filter(|_| kind.target() == target.kind)?;
+            namespace.label_sets.get(labels)
+        });
+        label_sets.into_iter().flatten().flat_map(|set| &set.bindings)
     }
 
     /// The targets that a binding selects.
     pub fn targets_of(&self, binding: &NamespacedName) -> impl Iterator<Item = TargetName> + '_ {
         let found = self.kinds.get(binding).and_then(|kind| {
             let namespace = self.namespaces.get(&(binding.namespace.clone(), *kind))?;
-            Some((*kind, namespace, namespace.bindings.get(binding)?))
+            Some((kind.target(), namespace, namespace.bindings.get(binding)?))
         });
         found.into_iter().flat_map(|(kind, namespace, bound)| {
             let sets = bound.label_sets.iter().filter_map(|labels| namespace.label_sets.get(labels));
@@ -119,16 +115,11 @@ impl Selection {
         })
     }
 
-    fn tidy(&mut self, place: &(String, TargetKind)) {
+    fn tidy(&mut self, place: &(String, SelectorKind)) {
         if self.namespaces.get(place).is_some_and(|n| n.targets.is_empty() && n.bindings.is_empty()) {
             self.namespaces.remove(place);
         }
     }
-}
-
-/// Where a target is looked for.
-fn place(target: &TargetName) -> (String, TargetKind) {
-    (target.name.namespace.clone(), target.kind)
 }
 
 impl Namespace {
