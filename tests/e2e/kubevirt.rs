@@ -4,7 +4,9 @@
 //! The names are those of `staging/src/kubevirt.io/api/core/v1/types.go` in KubeVirt's repository, and the launcher's labels
 //! and owner what `pkg/virt-controller/services/template.go` gives it.
 
-use super::cluster::{Namespace, alone, eventually, kubectl};
+use super::cluster::{Namespace, Running, alone, command, eventually, kubectl};
+use super::disruption::SYSTEM;
+use super::lifecycle::agents_are_ready;
 use super::reach::{Pod, pod_manifest};
 use super::traffic::Traffic;
 
@@ -40,7 +42,7 @@ impl KubeVirt {
 
 impl Drop for KubeVirt {
     fn drop(&mut self) {
-        let mut delete = super::cluster::command("kubectl");
+        let mut delete = command("kubectl");
         delete.args(["delete", "crd", "virtualmachineinstances.kubevirt.io", "--wait=false"]);
         let _ = delete.output();
     }
@@ -76,7 +78,7 @@ impl<'a> Machine<'a> {
             .replace("  containers:", "  restartPolicy: Never\n  containers:")
             .replace(
                 "[/bin/probe, serve,",
-                "[/bin/sh, -c, '/bin/probe \"$@\" & until [ -e /tmp/end ]; do sleep 0.2; done', sh, serve,",
+                "[/bin/sh, -c, '/bin/probe \"$@\" & until [ -e /end ]; do sleep 0.2; done', sh, serve,",
             );
         self.namespace.apply(&manifest);
         self.namespace.kubectl(&["wait", "--for=condition=Ready", &format!("pod/{pod}"), "--timeout=60s"]);
@@ -91,7 +93,7 @@ impl<'a> Machine<'a> {
 
 /// What a launcher does when its machine has gone elsewhere.
 fn finish(namespace: &Namespace, pod: &str) {
-    namespace.kubectl(&["exec", pod, "--", "touch", "/tmp/end"]);
+    namespace.kubectl(&["exec", pod, "--", "touch", "/end"]);
     eventually("the source has finished", || namespace.get("pod", pod)["status"]["phase"] == "Succeeded");
 }
 
@@ -125,10 +127,21 @@ fn s4_s7_a_machine_keeps_its_groups_over_stops_changes_and_migrations() {
     let source = machine.launch("virt-launcher-db-a", "n1");
     machine.label(&["kubevirt.io/nodeName=n1"]);
     let right = |launcher: &Pod| {
-        assert!(app.reaches(launcher, 80) && far.reaches(launcher, 80));
-        assert!(!app.reaches(launcher, 22) && !far.reaches(launcher, 22) && !backup.reaches(launcher, 80));
-        assert!(launcher.reaches(&backup, 22) && !launcher.reaches(&backup, 80));
-        assert!(!app.reaches(&backup, 22), "who else is no member");
+        let expected: [(&Pod, &[(&Pod, u16, bool)]); 4] = [
+            (&app, &[(launcher, 80, true), (launcher, 22, false), (&backup, 22, false)]),
+            (&far, &[(launcher, 80, true), (launcher, 22, false)]),
+            (&backup, &[(launcher, 80, false)]),
+            (launcher, &[(&backup, 22, true), (&backup, 80, false)]),
+        ];
+        std::thread::scope(|scope| {
+            for (from, expected) in expected {
+                scope.spawn(move || {
+                    let targets: Vec<String> = expected.iter().flat_map(|(to, port, _)| to.on("tcp", *port)).collect();
+                    let answers: Vec<bool> = expected.iter().flat_map(|(.., answers)| [*answers; 2]).collect();
+                    assert_eq!(from.probes().reaches(&targets), answers, "{} to {targets:?}", from.name);
+                });
+            }
+        });
     };
     namespace.enforced();
     right(&source);

@@ -69,7 +69,8 @@ fn helm(arguments: &[&str]) {
     output_of(helm);
 }
 
-fn agents_are_ready() {
+/// Waits until every agent has committed.
+pub fn agents_are_ready() {
     kubectl(&["-n", SYSTEM, "rollout", "status", "daemonset/ringfence-agent", "--timeout=120s"]);
 }
 
