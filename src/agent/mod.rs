@@ -16,6 +16,7 @@ mod gate;
 pub mod kernel;
 mod metrics;
 mod namespaces;
+pub(crate) mod networks;
 mod notices;
 mod own_addresses;
 mod remotes;
@@ -49,7 +50,7 @@ use kube::{Api, Client};
 use metrics::Metrics;
 use namespaces::AllowanceSink;
 use notices::Notices;
-use own_addresses::{AntiSpoofing, OwnAddresses, Said};
+use own_addresses::{AntiSpoofing, OwnAddresses, Said, Told};
 use remotes::Remotes;
 use report::Reporter;
 use state::{Gate, State};
@@ -156,8 +157,8 @@ pub async fn run(args: Args, client: Client, shutdown: Shutdown) -> anyhow::Resu
     let allowances = AllowanceSink { state: state.clone(), told: [dirty.clone(), attached.clone()] };
     watches.watch::<Namespace, _>(all(), allowances, &synced, "namespaces");
 
-    let (own_addresses_only, watched) =
-        enforce_own_addresses(&anti_spoofing, (&state, &synced), &attached, &monitor, &announcer, &shutdown)?;
+    let (own_addresses_only, watched, networks) =
+        enforce_own_addresses(&anti_spoofing, (&state, &synced), [&dirty, &attached], &monitor, &announcer, &shutdown)?;
     let (settled, at_gate) = channel(Settled::default());
     if places.wanted() {
         let store = gate::Store::open(places.attachments())?;
@@ -191,7 +192,7 @@ pub async fn run(args: Args, client: Client, shutdown: Shutdown) -> anyhow::Resu
         news(&state, &dirty, None),
     );
     tokio::select! {
-        () = machines.known() => {}
+        ((), ()) = async { tokio::join!(machines.known(), networks.ready()) } => {}
         () = shutdown.signalled() => return Ok(()),
     }
     tracing::info!(node = %node_name, "watches are complete");
@@ -224,15 +225,15 @@ pub async fn run(args: Args, client: Client, shutdown: Shutdown) -> anyhow::Resu
 }
 
 /// Begins when every watch has synced: a table without what pods may use beside their own addresses would cut them off. Returns
-/// what it says of itself, and up to which revision of the attachments it is committed.
+/// what it says of itself, up to which revision of the attachments it is committed, and whether the networks of pods are known.
 fn enforce_own_addresses(
     args: &AntiSpoofing,
     (state, synced): (&Shared, &Readiness),
-    attached: &Arc<Coalescer>,
+    [dirty, attached]: [&Arc<Coalescer>; 2],
     monitor: &Arc<Monitor>,
     announcer: &Announcer,
     shutdown: &Shutdown,
-) -> anyhow::Result<(Receiver<Option<Said>>, Receiver<u64>)> {
+) -> anyhow::Result<(Receiver<Option<Said>>, Receiver<u64>, Readiness)> {
     let notices = Notices::new(args.cni_cache.clone()).context("cannot listen for changes of network devices")?;
     let (said, own_addresses_only) = channel(None);
     let (settled, watched) = channel(0);
@@ -240,7 +241,9 @@ fn enforce_own_addresses(
         let attached = attached.clone();
         move || attached.notify()
     });
-    let mut own_addresses = OwnAddresses::new(args, state.clone(), kernel, announcer.clone(), said, settled);
+    let networks = Readiness::default();
+    let told = Told { dirty: dirty.clone(), networks: networks.register("networks of pods"), said, settled };
+    let mut own_addresses = OwnAddresses::new(args, state.clone(), kernel, announcer.clone(), told);
     attached.notify();
     std::thread::Builder::new().name("notices".to_owned()).spawn({
         let attached = attached.clone();
@@ -254,7 +257,7 @@ fn enforce_own_addresses(
         synced.ready().await;
         attached.run(shutdown, async move |reason| own_addresses.run(reason).await).await;
     });
-    Ok((own_addresses_only, watched))
+    Ok((own_addresses_only, watched, networks))
 }
 
 /// Into the state. `dirty` is told of what changes the index, `curious` of any news.

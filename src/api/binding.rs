@@ -46,6 +46,9 @@ use serde::{Deserialize, Serialize};
     ),
     printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp")
 )]
+#[x_kube(
+    validation = Rule::new("!has(self.networks) || !has(self.target.networkInterfaceSelector)").message("networks are those of pods and virtual machines; a NetworkInterface is one interface of its own: leave networks out")
+)]
 #[serde(rename_all = "camelCase")]
 pub struct SecurityGroupBindingSpec {
     /// The groups to attach, 1 to 16, of this namespace. Their rules add up. A missing group adds nothing, and the target stays guarded.
@@ -53,6 +56,14 @@ pub struct SecurityGroupBindingSpec {
     pub security_groups: Vec<LocalGroupReference>,
     /// What the groups are attached to: exactly one kind of target.
     pub target: Target,
+    /// The secondary networks of the targets that the groups are for, by their NetworkAttachmentDefinitions: name, or namespace/name. Absent: the network that Kubernetes gives them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(
+        length(min = 1, max = 16),
+        inner(length(max = 317), regex(pattern = r"^([a-z0-9]([-a-z0-9]*[a-z0-9])?/)?[a-z0-9]([-a-z0-9.]*[a-z0-9])?$")),
+        extend("x-kubernetes-list-type" = "set")
+    )]
+    pub networks: Option<Vec<String>>,
 }
 
 /// LocalGroupReference names a SecurityGroup of the same namespace.

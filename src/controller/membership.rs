@@ -3,6 +3,7 @@
 //! PURE.
 
 use crate::index::{AddressDigest, Index, TargetName};
+use crate::policy::NamespacedName;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::IpAddr;
 
@@ -20,6 +21,8 @@ pub struct Membership {
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Record {
     node: Option<String>,
+    /// Its uid and network, if that is a secondary one.
+    attachment: Option<(String, NamespacedName)>,
     claimed: BTreeSet<IpAddr>,
     published: BTreeSet<IpAddr>,
 }
@@ -47,6 +50,7 @@ impl Membership {
         let target = index.target(name).filter(|t| belongs && !t.host_network);
         let now = target.map(|t| Record {
             node: t.node.clone(),
+            attachment: t.network.clone().map(|network| (t.uid.clone(), network)),
             claimed: t.claimed().clone(),
             published: index.addresses(t).collect(),
         });
@@ -108,6 +112,10 @@ impl Membership {
         on_node.targets = if comes { on_node.targets + 1 } else { on_node.targets.saturating_sub(1) };
         for address in &record.claimed {
             if comes { on_node.claimed.add(*address) } else { on_node.claimed.remove(*address) }
+        }
+        if let Some((uid, network)) = &record.attachment {
+            let digest = &mut on_node.claimed;
+            if comes { digest.add_attachment(uid, network) } else { digest.remove_attachment(uid, network) }
         }
         if on_node.targets == 0 {
             self.nodes.remove(node);

@@ -49,7 +49,7 @@ impl Index {
             Update::NoBinding(name) => self.delete_binding(&name),
             Update::Targets(kind, targets) => {
                 let gone = without(self.of_kind(kind).map(|t| &t.name), targets.iter().map(|t| &t.name));
-                let gone = gone.into_iter().map(|name| Update::NoTarget(TargetName { kind, name }));
+                let gone = gone.into_iter().map(|name| Update::NoTarget(TargetName::new(kind, name)));
                 self.update_all(gone.chain(targets.into_iter().map(Update::Target)))
             }
             Update::Groups(groups) => {

@@ -2,8 +2,8 @@
 //!
 //! A machine is known by its uid: one that is deleted and created anew is another, whatever its name.
 
+use super::objects::TargetName;
 use super::selection::Labels;
-use crate::policy::NamespacedName;
 use std::collections::{BTreeSet, HashMap};
 
 /// A virtual machine, as far as groups are concerned.
@@ -23,7 +23,7 @@ pub struct MachineSource(pub usize);
 #[derive(Debug, Default)]
 pub struct Machines {
     known: HashMap<String, Known>,
-    pods: HashMap<String, BTreeSet<NamespacedName>>,
+    pods: HashMap<String, BTreeSet<TargetName>>,
 }
 
 #[derive(Debug)]
@@ -62,12 +62,12 @@ impl Machines {
     }
 
     /// A pod runs a machine.
-    pub fn begin(&mut self, uid: &str, pod: &NamespacedName) {
+    pub fn begin(&mut self, uid: &str, pod: &TargetName) {
         self.pods.entry(uid.to_owned()).or_default().insert(pod.clone());
     }
 
     /// A pod does not run a machine any more.
-    pub fn end(&mut self, uid: &str, pod: &NamespacedName) {
+    pub fn end(&mut self, uid: &str, pod: &TargetName) {
         super::remove_from(&mut self.pods, &uid.to_owned(), pod);
         self.tidy(uid);
     }
@@ -78,7 +78,7 @@ impl Machines {
     }
 
     /// The pods that run a machine.
-    pub fn pods(&self, uid: &str) -> impl Iterator<Item = &NamespacedName> {
+    pub fn pods(&self, uid: &str) -> impl Iterator<Item = &TargetName> {
         self.pods.get(uid).into_iter().flatten()
     }
 

@@ -50,6 +50,7 @@ fn mk_binding(binding: &str, groups: &[&str], selector: Option<Selector>) -> Bin
         generation: 1,
         groups: groups.iter().map(|g| name(g)).collect(),
         selector: selector.map(|selector| (SelectorKind::Pod, selector)),
+        networks: BTreeSet::new(),
         error: None,
     }
 }
@@ -156,6 +157,53 @@ fn s10_the_pods_of_one_machine_may_share_its_address() {
     index.delete_target(&pod("thief"));
     index.delete_target(&pod("source"));
     assert_eq!(addresses(&index, "web"), ["10.0.0.1"]);
+}
+
+#[test]
+fn a_pod_is_another_target_on_each_of_its_networks() {
+    let storage = || name("storage");
+    let mut index = Index::default();
+    let mut db = mk_pod("db", json!({"app": "web"}), &["10.0.0.1"]);
+    db.networks = [("net1".to_owned(), storage())].into();
+    index.apply_binding(mk_binding("front", &["web"], app()));
+    index.apply_binding(Binding { networks: [storage()].into(), ..mk_binding("back", &["storage"], app()) });
+    index.apply_target(db.clone());
+    let on_storage = TargetName { network: Some(storage()), ..pod("db") };
+    let attached = |uid: &str, address: &str| {
+        Some(Attached { uid: uid.into(), addresses: [(storage(), [address.parse().unwrap()].into())].into() })
+    };
+    let members = |index: &Index| (addresses(index, "web"), addresses(index, "storage"));
+    assert!(index.is_target(&name("back"), &on_storage) && !index.is_target(&name("back"), &pod("db")));
+    assert_eq!(
+        members(&index),
+        (vec!["10.0.0.1".into()], vec![]),
+        "what a pod says of its address there is not believed"
+    );
+    assert!(index.set_attached(&name("db"), "n2", attached("", "10.30.0.9")).is_empty(), "nor what another node says");
+    assert!(index.set_attached(&name("db"), "n1", attached("another", "10.30.0.9")).is_empty(), "nor of another pod");
+    let changes = index.set_attached(&name("db"), "n1", attached("", "10.30.0.1"));
+    assert_eq!(changes.members, [(name("storage"), on_storage.clone())].into());
+    assert_eq!(members(&index), (vec!["10.0.0.1".into()], vec!["10.30.0.1".into()]));
+    assert_eq!((index.pods().count(), index.all_targets().count()), (1, 2));
+    assert_eq!(TargetName::parse("shop", &on_storage.in_namespace()), Some(on_storage.clone()));
+
+    // Of all networks that a binding names, and none else.
+    index.apply_binding(Binding { networks: [name("other")].into(), ..mk_binding("back", &["storage"], app()) });
+    assert_eq!(addresses(&index, "storage"), [""; 0]);
+    index.apply_binding(Binding {
+        networks: [name("other"), storage()].into(),
+        ..mk_binding("back", &["storage"], app())
+    });
+    assert_eq!(addresses(&index, "storage"), ["10.30.0.1"]);
+    // It leaves the network, comes again, and goes.
+    db.networks.clear();
+    index.apply_target(db.clone());
+    assert_eq!(index.all_targets().count(), 1);
+    db.networks = [("net1".to_owned(), storage())].into();
+    index.apply_target(db);
+    assert_eq!(addresses(&index, "storage"), ["10.30.0.1"]);
+    index.delete_target(&pod("db"));
+    assert_eq!((members(&index), index.all_targets().count()), ((vec![], vec![]), 0));
 }
 
 #[test]
