@@ -155,6 +155,14 @@ fn s4_s7_a_machine_keeps_its_groups_over_stops_changes_and_migrations() {
         backup.reaches(&source, 22) && !source.reaches(&backup, 22),
         "nothing guards it, and it is nobody's member"
     );
+    // Agents that start anew read them before they commit anything.
+    let mut unguarded = backup.probes().probe();
+    unguarded.args(["stream", "tcp", &source.addresses[0], "22", "--interval", "10ms", "--duration", "10m"]);
+    let unguarded = Running::start(unguarded);
+    kubectl(&["-n", SYSTEM, "rollout", "restart", "daemonset/ringfence-agent"]);
+    agents_are_ready();
+    let unguarded = unguarded.stop();
+    assert!(unguarded.contains(" lost 0 "), "{unguarded}");
     machine.label(&["app=db"]);
     eventually("it is a member", || namespace.get("sg", "db")["status"]["members"] == 1);
     namespace.enforced();

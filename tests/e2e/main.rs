@@ -20,6 +20,7 @@ mod lifecycle;
 mod machines;
 mod members;
 mod metrics;
+mod networks;
 mod privileges;
 mod reach;
 mod repair;
