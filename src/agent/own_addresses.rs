@@ -192,7 +192,8 @@ impl OwnAddresses {
             self.state.lock().index.pods().filter(|pod| !pod.networks.is_empty()).cloned().collect();
         let concerned = attachments.iter().filter(|attachment| pods.iter().any(|pod| pod.name == attachment.pod));
         let devices = concerned.filter_map(|attachment| attachment.device.as_deref());
-        let devices = Nature::read(devices.filter(|device| links.contains_key(*device)));
+        let devices: Vec<&str> = devices.filter(|device| links.contains_key(*device)).collect();
+        let devices = if devices.is_empty() { BTreeMap::new() } else { Nature::read(devices.into_iter()) };
         if self.state.lock().set_networks(networks::of_pods(pods.iter(), attachments, &devices)) {
             self.told.dirty.notify();
         }

@@ -155,17 +155,31 @@ fn s4_s7_a_machine_keeps_its_groups_over_stops_changes_and_migrations() {
         backup.reaches(&source, 22) && !source.reaches(&backup, 22),
         "nothing guards it, and it is nobody's member"
     );
-    // Agents that start anew read them before they commit anything.
-    let mut unguarded = backup.probes().probe();
-    unguarded.args(["stream", "tcp", &source.addresses[0], "22", "--interval", "10ms", "--duration", "10m"]);
-    let unguarded = Running::start(unguarded);
-    kubectl(&["-n", SYSTEM, "rollout", "restart", "daemonset/ringfence-agent"]);
-    agents_are_ready();
-    let unguarded = unguarded.stop();
-    assert!(unguarded.contains(" lost 0 "), "{unguarded}");
     machine.label(&["app=db"]);
     eventually("it is a member", || namespace.get("sg", "db")["status"]["members"] == 1);
     namespace.enforced();
+    right(&source);
+
+    // Agents that start anew read the machine's labels before they commit anything.
+    namespace.kubectl(&["label", "pod/virt-launcher-db-a", "--overwrite", "app=stale"]);
+    let mut denied = backup.probes().probe();
+    denied.args([
+        "hammer",
+        "tcp",
+        &source.addresses[0],
+        "22",
+        "--interval",
+        "2ms",
+        "--duration",
+        "10m",
+        "--timeout",
+        "300ms",
+    ]);
+    let denied = Running::start(denied);
+    kubectl(&["-n", SYSTEM, "rollout", "restart", "daemonset/ringfence-agent"]);
+    agents_are_ready();
+    let denied = denied.stop();
+    assert!(denied.contains(" open 0 ") && !denied.contains("tried 0 "), "{denied}");
     right(&source);
 
     // A migration: the target is right before the machine arrives, and the source to its end.

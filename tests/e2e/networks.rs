@@ -1,7 +1,9 @@
 //! Secondary networks: one pod, two interfaces, and a group on each. A plugin of the test cluster attaches pods to them as Multus
 //! does, which itself does not run here.
 
-use super::cluster::{Namespace, Running, calm};
+use super::cluster::{Namespace, Running, alone, calm, kubectl};
+use super::disruption::SYSTEM;
+use super::lifecycle::agents_are_ready;
 use super::reach::{From, Pod, both, pod_manifest};
 use serde_json::Value;
 
@@ -104,7 +106,8 @@ fn s2_s4_each_interface_of_a_pod_has_groups_of_its_own() {
 
 #[test]
 fn s15_what_passes_no_rules_is_never_called_enforced() {
-    let _calm = calm();
+    // What it does to the node's condition OwnAddressesOnly is nothing for others to see.
+    let _alone = alone();
     let namespace = Namespace::new("unreachable-networks");
     namespace.apply(DEFINITIONS);
     let macvlan = "[{\"name\": \"macvlan\", \"ips\": [\"10.31.0.21/24\", \"fd31::21/64\"]}, {\"name\": \"layer2\"}]";
@@ -130,4 +133,27 @@ fn s15_what_passes_no_rules_is_never_called_enforced() {
          {securityGroups: [{name: macvlan}], target: {networkInterfaceSelector: {}}, networks: [macvlan]}}",
     );
     assert!(refused.unwrap_err().contains("a NetworkInterface is one interface of its own: leave networks out"));
+}
+
+#[test]
+fn s8_agents_that_start_anew_leave_no_interface_open() {
+    let _alone = alone();
+    let namespace = Namespace::new("networks-restart");
+    namespace.apply(DEFINITIONS);
+    let [db, app] = pods(&namespace, [("db", "db", "n1", "bridge"), ("app", "app", "n2", "bridge")]);
+    let back = on(&namespace, &db, "bridge");
+    namespace.group("back", "[]", Some("[]"));
+    bind(&namespace, "back", "db", "[bridge]");
+    namespace.enforced();
+    let attempts = back.addresses.iter().map(|address| {
+        let mut hammer = app.probes().probe();
+        hammer.args(["hammer", "tcp", address, "22", "--interval", "2ms", "--duration", "10m", "--timeout", "300ms"]);
+        Running::start(hammer)
+    });
+    let attempts: Vec<Running> = attempts.collect();
+    kubectl(&["-n", SYSTEM, "rollout", "restart", "daemonset/ringfence-agent"]);
+    agents_are_ready();
+    for said in attempts.into_iter().map(Running::stop) {
+        assert!(said.contains(" open 0 ") && !said.contains("tried 0 "), "{said}");
+    }
 }
