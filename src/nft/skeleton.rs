@@ -52,8 +52,8 @@ table inet ringfence {
 	}
 	chain denied_egress {
 		jump related
-		udp sport 68 udp dport 67 return
-		udp sport 546 udp dport 547 return
+		meta l4proto udp ct original proto-src 68 ct reply proto-src 67 return
+		meta l4proto udp ct original proto-src 546 ct reply proto-src 547 return
 		counter name denied_egress drop
 	}
 
@@ -123,7 +123,8 @@ table inet ringfence {
 		ct original ip6 saddr vmap @egress_6
 		ct reply ip saddr vmap @ingress_4
 		ct reply ip6 saddr vmap @ingress_6
-		udp dport { 67, 547 } accept
+		meta l4proto udp ct reply proto-src 67 accept
+		meta l4proto udp ct reply proto-src 547 accept
 		meta l4proto { 6, 17, 132 } add @accepted_4 { ct original ip saddr . ct reply ip saddr . meta l4proto . ct reply proto-src }
 		meta l4proto { 6, 17, 132 } add @accepted_6 { ct original ip6 saddr . ct reply ip6 saddr . meta l4proto . ct reply proto-src }
 	}
