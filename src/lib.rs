@@ -9,6 +9,7 @@ pub mod cli;
 pub mod cni;
 pub mod controller;
 pub mod index;
+mod kubevirt;
 pub mod nft;
 pub mod policy;
 pub mod runtime;

@@ -12,8 +12,8 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
-/// Where libcni keeps results, inside its folder.
-pub const RESULTS: &str = "results";
+/// Where libcni keeps results, inside its folder: for the runtime, and for Multus.
+pub const RESULTS: [&str; 2] = ["results", "multus/results"];
 
 /// The node's network devices by name.
 pub type Links = BTreeMap<String, Link>;
@@ -123,7 +123,7 @@ fn parse(text: &str) -> Result<Option<Attached>, serde_json::Error> {
 
 /// The cache as last read: files that have not changed since are not read again.
 pub struct Cache {
-    folder: PathBuf,
+    folders: [PathBuf; 2],
     files: BTreeMap<PathBuf, (Version, Option<Attached>)>,
 }
 
@@ -133,14 +133,15 @@ type Version = (Option<SystemTime>, u64);
 impl Cache {
     /// The cache in libcni's folder, not read yet.
     pub fn new(libcni: &Path) -> Self {
-        Self { folder: libcni.join(RESULTS), files: BTreeMap::new() }
+        Self { folders: RESULTS.map(|folder| libcni.join(folder)), files: BTreeMap::new() }
     }
 
     /// The attachments there are now, the latest last. A file that cannot be read is skipped.
     pub fn read(&mut self, links: &Links) -> Vec<Attachment> {
         let mut known = std::mem::take(&mut self.files);
         // No folder: no plugin has attached anything yet.
-        for entry in fs::read_dir(&self.folder).into_iter().flatten().flatten() {
+        let entries = self.folders.iter().flat_map(|folder| fs::read_dir(folder).into_iter().flatten().flatten());
+        for entry in entries {
             let path = entry.path();
             let Ok(metadata) = entry.metadata() else { continue };
             let version = (metadata.modified().ok(), metadata.len());

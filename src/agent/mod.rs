@@ -16,6 +16,7 @@ mod gate;
 pub mod kernel;
 mod metrics;
 mod namespaces;
+pub(crate) mod networks;
 mod notices;
 mod own_addresses;
 mod remotes;
@@ -28,6 +29,7 @@ mod tests;
 
 use crate::api::{NetworkInterface, SecurityGroup, SecurityGroupBinding};
 use crate::index::{Feed, Update};
+use crate::kubevirt;
 use crate::nft::exec::Nft;
 use crate::nft::monitor::Monitor;
 use crate::runtime::admin::{Admin, Readiness};
@@ -48,7 +50,7 @@ use kube::{Api, Client};
 use metrics::Metrics;
 use namespaces::AllowanceSink;
 use notices::Notices;
-use own_addresses::{AntiSpoofing, OwnAddresses, Said};
+use own_addresses::{AntiSpoofing, OwnAddresses, Said, Told};
 use remotes::Remotes;
 use report::Reporter;
 use state::{Gate, State};
@@ -56,7 +58,7 @@ use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
-use tokio::sync::watch::{Receiver, channel};
+use tokio::sync::watch::{Receiver, Sender, channel};
 
 /// Failures of nft are rare and mostly not of the moment; a short first delay is for those that are.
 const RETRY: Backoff = Backoff { min: Duration::from_millis(50), max: Duration::from_secs(30) };
@@ -86,12 +88,28 @@ pub struct Args {
 
 /// The state that watches write and the enforcer reads. Never held across an await.
 #[derive(Clone)]
-struct Shared(Arc<Mutex<State>>);
+struct Shared {
+    state: Arc<Mutex<State>>,
+    runs_machines: Sender<bool>,
+}
 
 impl Shared {
+    fn new(state: State) -> Self {
+        Self { state: Arc::new(Mutex::new(state)), runs_machines: Sender::new(false) }
+    }
+
     fn lock(&self) -> MutexGuard<'_, State> {
         // A panic elsewhere left the state as it was before or after some update; both are states to enforce.
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Takes in a piece of news; tells whether it may change what is desired.
+    fn update(&self, update: Update) -> bool {
+        let mut state = self.lock();
+        let news = state.update(update);
+        let runs_machines = state.index.runs_machines();
+        self.runs_machines.send_if_modified(|before| std::mem::replace(before, runs_machines) != runs_machines);
+        news
     }
 }
 
@@ -122,7 +140,7 @@ pub async fn run(args: Args, client: Client, shutdown: Shutdown) -> anyhow::Resu
     };
     let coalescer = || Arc::new(Coalescer::new(RETRY, Some(Duration::from_secs(compare_every))));
     let (dirty, attached) = (coalescer(), coalescer());
-    let state = Shared(Arc::new(Mutex::new(State::new(addresses(&node)))));
+    let state = Shared::new(State::new(addresses(&node)));
     let announcer = Announcer::start(client.clone(), &node, metrics.clone(), shutdown.clone());
     let monitor = Monitor::open().context("cannot listen to changes of tables")?;
     state.lock().allowances = Allowances::new(anti_spoofing.widest);
@@ -130,17 +148,17 @@ pub async fn run(args: Args, client: Client, shutdown: Shutdown) -> anyhow::Resu
     let watches = Watches::new::<SecurityGroup>(client.clone(), timeline);
     let synced = Readiness::default();
     let own = || watcher::Config::default().fields(&format!("spec.nodeName={node_name}"));
-    watches.watch::<Pod, _>(own(), news(&state, &dirty, Some(&attached)), &synced, "pods");
+    watches.watch::<Pod, _>(own(), Feed(news(&state, &dirty, Some(&attached))), &synced, "pods");
     let interfaces = news(&state, &dirty, Some(&attached));
-    watches.watch::<NetworkInterface, _>(own(), interfaces, &synced, "networkinterfaces");
+    watches.watch::<NetworkInterface, _>(own(), Feed(interfaces), &synced, "networkinterfaces");
     let all = watcher::Config::default;
-    watches.watch::<SecurityGroup, _>(all(), news(&state, &dirty, None), &synced, "securitygroups");
-    watches.watch::<SecurityGroupBinding, _>(all(), news(&state, &dirty, None), &synced, "securitygroupbindings");
+    watches.watch::<SecurityGroup, _>(all(), Feed(news(&state, &dirty, None)), &synced, "securitygroups");
+    watches.watch::<SecurityGroupBinding, _>(all(), Feed(news(&state, &dirty, None)), &synced, "securitygroupbindings");
     let allowances = AllowanceSink { state: state.clone(), told: [dirty.clone(), attached.clone()] };
     watches.watch::<Namespace, _>(all(), allowances, &synced, "namespaces");
 
-    let (own_addresses_only, watched) =
-        enforce_own_addresses(&anti_spoofing, (&state, &synced), &attached, &monitor, &announcer, &shutdown)?;
+    let (own_addresses_only, watched, networks) =
+        enforce_own_addresses(&anti_spoofing, (&state, &synced), [&dirty, &attached], &monitor, &announcer, &shutdown)?;
     let (settled, at_gate) = channel(Settled::default());
     if places.wanted() {
         let store = gate::Store::open(places.attachments())?;
@@ -165,6 +183,16 @@ pub async fn run(args: Args, client: Client, shutdown: Shutdown) -> anyhow::Resu
     // Nothing is written before every watch has synced: half the truth would close or open what the whole does not.
     tokio::select! {
         () = synced.ready() => {}
+        () = shutdown.signalled() => return Ok(()),
+    }
+    let mut machines = kubevirt::follow(
+        watches.clone(),
+        Some(&node_name),
+        state.runs_machines.subscribe(),
+        news(&state, &dirty, None),
+    );
+    tokio::select! {
+        ((), ()) = async { tokio::join!(machines.known(), networks.ready()) } => {}
         () = shutdown.signalled() => return Ok(()),
     }
     tracing::info!(node = %node_name, "watches are complete");
@@ -197,15 +225,15 @@ pub async fn run(args: Args, client: Client, shutdown: Shutdown) -> anyhow::Resu
 }
 
 /// Begins when every watch has synced: a table without what pods may use beside their own addresses would cut them off. Returns
-/// what it says of itself, and up to which revision of the attachments it is committed.
+/// what it says of itself, up to which revision of the attachments it is committed, and whether the networks of pods are known.
 fn enforce_own_addresses(
     args: &AntiSpoofing,
     (state, synced): (&Shared, &Readiness),
-    attached: &Arc<Coalescer>,
+    [dirty, attached]: [&Arc<Coalescer>; 2],
     monitor: &Arc<Monitor>,
     announcer: &Announcer,
     shutdown: &Shutdown,
-) -> anyhow::Result<(Receiver<Option<Said>>, Receiver<u64>)> {
+) -> anyhow::Result<(Receiver<Option<Said>>, Receiver<u64>, Readiness)> {
     let notices = Notices::new(args.cni_cache.clone()).context("cannot listen for changes of network devices")?;
     let (said, own_addresses_only) = channel(None);
     let (settled, watched) = channel(0);
@@ -213,7 +241,9 @@ fn enforce_own_addresses(
         let attached = attached.clone();
         move || attached.notify()
     });
-    let mut own_addresses = OwnAddresses::new(args, state.clone(), kernel, announcer.clone(), said, settled);
+    let networks = Readiness::default();
+    let told = Told { dirty: dirty.clone(), networks: networks.register("networks of pods"), said, settled };
+    let mut own_addresses = OwnAddresses::new(args, state.clone(), kernel, announcer.clone(), told);
     attached.notify();
     std::thread::Builder::new().name("notices".to_owned()).spawn({
         let attached = attached.clone();
@@ -227,18 +257,22 @@ fn enforce_own_addresses(
         synced.ready().await;
         attached.run(shutdown, async move |reason| own_addresses.run(reason).await).await;
     });
-    Ok((own_addresses_only, watched))
+    Ok((own_addresses_only, watched, networks))
 }
 
 /// Into the state. `dirty` is told of what changes the index, `curious` of any news.
-fn news(state: &Shared, dirty: &Arc<Coalescer>, curious: Option<&Arc<Coalescer>>) -> Feed<impl FnMut(Update) + use<>> {
+fn news(
+    state: &Shared,
+    dirty: &Arc<Coalescer>,
+    curious: Option<&Arc<Coalescer>>,
+) -> impl FnMut(Update) + Clone + use<> {
     let (state, dirty, curious) = (state.clone(), dirty.clone(), curious.cloned());
-    Feed(move |update: Update| {
-        if state.lock().update(update) {
+    move |update: Update| {
+        if state.update(update) {
             dirty.notify();
         }
         curious.iter().for_each(|curious| curious.notify());
-    })
+    }
 }
 
 /// The node's own object: its addresses are never a pod's, and it owns the report.

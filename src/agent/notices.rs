@@ -51,14 +51,16 @@ impl Notices {
         }
     }
 
-    /// The folder of results comes with the first pod. Watching twice is watching once.
+    /// The folders of results come with the first pod. Watching twice is watching once.
     fn watch_folders(&self) {
         let written = inotify::WatchFlags::CREATE
             | inotify::WatchFlags::CLOSE_WRITE
             | inotify::WatchFlags::MOVED_TO
             | inotify::WatchFlags::DELETE;
-        for folder in [self.libcni.clone(), self.libcni.join(RESULTS)] {
-            if let Err(error) = inotify::add_watch(&self.files, &folder, written)
+        let folders = RESULTS.map(|folder| self.libcni.join(folder));
+        let parents = folders.iter().filter_map(|folder| folder.parent());
+        for folder in folders.iter().map(PathBuf::as_path).chain(parents) {
+            if let Err(error) = inotify::add_watch(&self.files, folder, written)
                 && error != Errno::NOENT
             {
                 tracing::debug!(folder = %folder.display(), %error, "cannot watch this folder");

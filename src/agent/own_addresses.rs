@@ -10,17 +10,19 @@ use super::declared::{self, Declared, Nature, Settled};
 use super::devices::{Cache, Links, links};
 use super::extra_addresses::{Extra, Widest};
 use super::kernel::Kernel;
+use super::networks;
 use crate::api::ReportedInterface;
 use crate::api::conditions::{OWN_ADDRESSES_ONLY, Verdict, listed};
-use crate::index::TargetKind;
+use crate::index::{Target, TargetKind};
 use crate::nft::exec::NftError;
 use crate::nft::own::{Device, DeviceName, Devices, Invalid, Tunnels, Watched};
 use crate::policy::NamespacedName;
-use crate::runtime::Reason;
+use crate::runtime::{Coalescer, ReadyHandle, Reason};
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::path::PathBuf;
 use std::str::FromStr;
+use std::sync::Arc;
 use tokio::sync::watch;
 
 /// How strict the node is about what its pods send.
@@ -74,21 +76,24 @@ pub struct OwnAddresses {
     state: Shared,
     kernel: Kernel<Watched>,
     announcer: Announcer,
-    said: watch::Sender<Option<Said>>,
-    /// Who waits at the gate is told here, by the revision of the attachments.
-    settled: watch::Sender<u64>,
+    told: Told,
+}
+
+/// Who is told what.
+pub struct Told {
+    /// Who makes rules: that pods are attached to other networks than before.
+    pub dirty: Arc<Coalescer>,
+    /// Who makes the first rules: that the networks of pods are known.
+    pub networks: ReadyHandle,
+    /// Who reports: what is to be said of this node.
+    pub said: watch::Sender<Option<Said>>,
+    /// Who waits at the gate: up to where it is true, by the revision of the attachments.
+    pub settled: watch::Sender<u64>,
 }
 
 impl OwnAddresses {
-    /// Tells `said` what is to be said of this node, and `settled` up to where it is true.
-    pub fn new(
-        args: &AntiSpoofing,
-        state: Shared,
-        kernel: Kernel<Watched>,
-        announcer: Announcer,
-        said: watch::Sender<Option<Said>>,
-        settled: watch::Sender<u64>,
-    ) -> Self {
+    /// Nothing is done yet.
+    pub fn new(args: &AntiSpoofing, state: Shared, kernel: Kernel<Watched>, announcer: Announcer, told: Told) -> Self {
         let AntiSpoofing { anti_spoofing, tunnel_protocols, tunnel_ports, widest: _, cni_cache } = args;
         Self {
             enabled: *anti_spoofing,
@@ -97,29 +102,29 @@ impl OwnAddresses {
             state,
             kernel,
             announcer,
-            said,
-            settled,
+            told,
         }
     }
 
     /// One round: from what is attached now to a commit and a verdict on it.
     pub async fn run(&mut self, reason: Reason) -> Result<(), NftError> {
         let revision = self.state.lock().attachments.revision();
+        let links = links()?;
+        let mut attachments = self.cache.read(&links);
+        // The gate knows best, so it comes last.
+        attachments.extend(self.state.lock().attachments.attached().cloned());
+        self.look_at_networks(&attachments, &links);
         if !self.enabled {
             self.kernel.remove().await?;
-            let (_, mut interfaces) = self.declared(&links()?, &Devices::new());
+            let (_, mut interfaces) = self.declared(&links, &Devices::new());
             let why = "anti-spoofing is switched off";
             interfaces.iter_mut().for_each(|interface| interface.not_watched(why));
             self.say(false, "Disabled", format!("pods may send with any address: {why}"), interfaces);
-            self.settled.send_replace(revision);
+            self.told.settled.send_replace(revision);
             return Ok(());
         }
-        let links = links()?;
-        let mut attachments = self.cache.read(&links);
         let Desired { devices, mut unknown, refused } = {
             let state = self.state.lock();
-            // The gate knows best, so it comes last.
-            attachments.extend(state.attachments.attached().cloned());
             let residents = state.index.pods().filter(|pod| !pod.host_network).map(|pod| Resident {
                 name: &pod.name,
                 addresses: pod.claimed(),
@@ -160,7 +165,7 @@ impl OwnAddresses {
         } else {
             self.say(false, "DeviceUnknown", listed(unknown), interfaces);
         }
-        self.settled.send_replace(revision);
+        self.told.settled.send_replace(revision);
         if let Some(damage) = damage {
             self.announcer.repaired(damage);
         }
@@ -179,6 +184,20 @@ impl OwnAddresses {
             }
         }
         refused
+    }
+
+    /// Says how pods are attached to secondary networks, for rules to be made of it.
+    fn look_at_networks(&self, attachments: &[Attachment], links: &Links) {
+        let pods: Vec<Target> =
+            self.state.lock().index.pods().filter(|pod| !pod.networks.is_empty()).cloned().collect();
+        let concerned = attachments.iter().filter(|attachment| pods.iter().any(|pod| pod.name == attachment.pod));
+        let devices = concerned.filter_map(|attachment| attachment.device.as_deref());
+        let devices: Vec<&str> = devices.filter(|device| links.contains_key(*device)).collect();
+        let devices = if devices.is_empty() { BTreeMap::new() } else { Nature::read(devices.into_iter()) };
+        if self.state.lock().set_networks(networks::of_pods(pods.iter(), attachments, &devices)) {
+            self.told.dirty.notify();
+        }
+        self.told.networks.set_ready(true);
     }
 
     /// The devices of network interfaces, and what is to be said of those.
@@ -204,7 +223,7 @@ impl OwnAddresses {
         let verdict = Verdict { type_: OWN_ADDRESSES_ONLY, status, reason, message };
         let interfaces = interfaces.into_iter().map(|interface| interface.said).collect();
         let now = Some(Said { verdict, interfaces });
-        self.said.send_if_modified(|said| {
+        self.told.said.send_if_modified(|said| {
             let news = *said != now;
             *said = now;
             news

@@ -147,7 +147,7 @@ pub fn status(
     boot_id: &str,
     now: Timestamp,
 ) -> NodeEnforcementStatus {
-    let Report { interfaces, groups, remotes, bindings, failures, attachments, gate } = report;
+    let Report { interfaces, groups, remotes, bindings, failures, attachments, networks, gate } = report;
     let count = |n: usize| i64::try_from(n).unwrap_or(i64::MAX);
     let mut conditions = before.conditions;
     let verdict = if problems.is_empty() {
@@ -175,6 +175,7 @@ pub fn status(
         failures,
         attachments,
         network_interfaces: network_interfaces.unwrap_or_default(),
+        networks,
         conditions,
     }
 }

@@ -4,8 +4,12 @@
 
 use super::attachments::{Attachments, Settled};
 use super::extra_addresses::{Allowances, Extra};
+use super::networks::PodNetworks;
 use crate::api::conditions::{GATE_READY, Verdict};
-use crate::api::{EnforcedBinding, EnforcedGroup, EnforcedRemote, EnforcementFailure, PodAttachment};
+use crate::api::{
+    AttachmentState, EnforcedBinding, EnforcedGroup, EnforcedRemote, EnforcementFailure, PodAttachment,
+    ReportedAttachment,
+};
 use crate::index::{AddressDigest, Index, RemoteMembers, Target, TargetKind, TargetName, Update};
 use crate::nft::{Profile, Ruleset, compile};
 use crate::policy::{self, Interface, NamespacedName};
@@ -74,6 +78,7 @@ pub struct State {
     pub allowances: Allowances,
     /// How the CNI gate is.
     pub gate: Gate,
+    networks: BTreeMap<NamespacedName, PodNetworks>,
     /// Revisions that the kernel refused.
     pub held_back: BTreeMap<NamespacedName, HeldBack>,
     node_addresses: BTreeSet<IpAddr>,
@@ -111,6 +116,8 @@ pub struct Report {
     pub failures: Vec<EnforcementFailure>,
     /// Likewise.
     pub attachments: Vec<PodAttachment>,
+    /// Likewise.
+    pub networks: Vec<ReportedAttachment>,
     /// How the CNI gate is.
     pub gate: Gate,
 }
@@ -124,6 +131,7 @@ impl State {
             attachments: Attachments::default(),
             allowances: Allowances::default(),
             gate: Gate::default(),
+            networks: BTreeMap::new(),
             held_back: BTreeMap::new(),
             node_addresses,
             profiles: BTreeMap::new(),
@@ -134,6 +142,21 @@ impl State {
     pub fn update(&mut self, update: Update) -> bool {
         let waiting = self.attachments.awaits_a_pod(&self.index);
         !self.index.update(update).is_empty() || waiting
+    }
+
+    /// Takes in how all pods are attached to secondary networks; tells whether that is news.
+    pub fn set_networks(&mut self, networks: BTreeMap<NamespacedName, PodNetworks>) -> bool {
+        if self.networks == networks {
+            return false;
+        }
+        let before = std::mem::replace(&mut self.networks, networks);
+        for (pod, PodNetworks { node, .. }) in before.iter().filter(|(pod, _)| !self.networks.contains_key(*pod)) {
+            self.index.set_attached(pod, node, None);
+        }
+        for (pod, networks) in &self.networks {
+            self.index.set_attached(pod, &networks.node, Some(networks.attached()));
+        }
+        true
     }
 
     /// What the node should enforce now. To be asked once every watch has synced.
@@ -149,7 +172,7 @@ impl State {
         let mut bindings: BTreeMap<NamespacedName, AddressDigest> = BTreeMap::new();
         let mut given_back = BTreeSet::new();
         let mut targets: Vec<&Target> = self.index.all_targets().filter(|target| !target.host_network).collect();
-        targets.sort_by(|a, b| (a.kind, &a.name).cmp(&(b.kind, &b.name)));
+        targets.sort_by(|a, b| (a.kind, &a.name, &a.network).cmp(&(b.kind, &b.name, &b.network)));
         for target in targets {
             let mut attached = BTreeSet::new();
             let mut is_guarded = false;
@@ -168,7 +191,10 @@ impl State {
                     desired.revisions.insert((*group).clone(), revision);
                 }
             }
-            given_back.extend(self.attachments.given_back(target));
+            match &target.network {
+                None => given_back.extend(self.attachments.given_back(target)),
+                Some(network) => desired.report.networks.push(self.attachment(target, network)),
+            }
             let (_, profile) =
                 profiles.entry(attached).or_insert_with_key(|groups| self.profile(groups, &desired.revisions));
             for address in target.claimed() {
@@ -246,6 +272,24 @@ impl State {
             .collect();
         desired.report.gate = self.gate.clone();
         desired
+    }
+
+    /// How a pod is attached to a secondary network, for the report.
+    fn attachment(&self, target: &Target, network: &NamespacedName) -> ReportedAttachment {
+        let known = self.networks.get(&target.name).filter(|pod| pod.uid == target.uid);
+        let (state, message) = match known.and_then(|pod| pod.networks.get(network)) {
+            Some(attached) => (attached.state, attached.message.clone()),
+            None => (AttachmentState::NotFound, "it was not looked at yet".to_owned()),
+        };
+        ReportedAttachment {
+            namespace: target.name.namespace.clone(),
+            name: target.name.name.clone(),
+            uid: target.uid.clone(),
+            network: network.to_string(),
+            state,
+            message,
+            addresses: target.claimed().iter().copied().collect(),
+        }
     }
 
     /// Whether an address that somebody else claims is a pod's.
@@ -374,5 +418,6 @@ fn enforced_remote(group: NamespacedName, addresses: &BTreeSet<IpAddr>) -> Enfor
 }
 
 fn add_all(digest: &mut AddressDigest, target: &Target) {
+    target.network.iter().for_each(|network| digest.add_attachment(&target.uid, network));
     target.claimed().iter().for_each(|address| digest.add(*address));
 }

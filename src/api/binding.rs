@@ -46,6 +46,9 @@ use serde::{Deserialize, Serialize};
     ),
     printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp")
 )]
+#[x_kube(
+    validation = Rule::new("!has(self.networks) || !has(self.target.networkInterfaceSelector)").message("networks are those of pods and virtual machines; a NetworkInterface is one interface of its own: leave networks out")
+)]
 #[serde(rename_all = "camelCase")]
 pub struct SecurityGroupBindingSpec {
     /// The groups to attach, 1 to 16, of this namespace. Their rules add up. A missing group adds nothing, and the target stays guarded.
@@ -53,6 +56,14 @@ pub struct SecurityGroupBindingSpec {
     pub security_groups: Vec<LocalGroupReference>,
     /// What the groups are attached to: exactly one kind of target.
     pub target: Target,
+    /// The secondary networks of the targets that the groups are for, by their NetworkAttachmentDefinitions: name, or namespace/name. Absent: the network that Kubernetes gives them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(
+        length(min = 1, max = 16),
+        inner(length(max = 317), regex(pattern = r"^([a-z0-9]([-a-z0-9]*[a-z0-9])?/)?[a-z0-9]([-a-z0-9.]*[a-z0-9])?$")),
+        extend("x-kubernetes-list-type" = "set")
+    )]
+    pub networks: Option<Vec<String>>,
 }
 
 /// LocalGroupReference names a SecurityGroup of the same namespace.
@@ -71,6 +82,8 @@ pub struct LocalGroupReference {
 pub enum Target {
     /// Pods of the namespace of the binding.
     PodSelector(LabelSelector),
+    /// KubeVirt's VirtualMachineInstances of the namespace of the binding.
+    VirtualMachineSelector(LabelSelector),
     /// NetworkInterfaces of the namespace of the binding.
     NetworkInterfaceSelector(LabelSelector),
 }
@@ -80,13 +93,18 @@ pub enum Target {
 #[derive(KubeSchema, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 #[x_kube(
-    validation = Rule::new("has(self.podSelector) != has(self.networkInterfaceSelector)").message("a target is exactly one kind of thing to select: write podSelector ({} for every pod of the namespace), or networkInterfaceSelector")
+    validation = Rule::new("[has(self.podSelector), has(self.virtualMachineSelector), has(self.networkInterfaceSelector)].filter(given, given).size() == 1").message("a target is exactly one kind of thing to select: write podSelector ({} for every pod of the namespace), virtualMachineSelector, or networkInterfaceSelector")
 )]
 struct TargetSchema {
     /// Pods of this namespace; {} selects every one. Pods on the host's network are never selected: their address is the node's.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(schema_with = "schema::label_selector")]
     pod_selector: Option<LabelSelector>,
+    /// KubeVirt's VirtualMachineInstances of this namespace, by their own labels; {} selects every one. A machine keeps its groups
+    /// over restarts and live migrations.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(schema_with = "schema::label_selector")]
+    virtual_machine_selector: Option<LabelSelector>,
     /// NetworkInterfaces of this namespace, which stand for machines that Kubernetes does not run; {} selects every one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(schema_with = "schema::label_selector")]

@@ -87,6 +87,10 @@ pub struct NodeEnforcementStatus {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(extend("x-kubernetes-list-type" = "atomic"))]
     pub network_interfaces: Vec<ReportedInterface>,
+    /// Attachments of pods to secondary networks that bindings select, and whether rules reach them.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(extend("x-kubernetes-list-type" = "atomic"))]
+    pub networks: Vec<ReportedAttachment>,
     /// DataPathReady, GateReady and OwnAddressesOnly.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 8), extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["type"]))]
@@ -222,4 +226,43 @@ pub struct PodAttachment {
     #[serde(default)]
     #[schemars(with = "Vec<String>", extend("x-kubernetes-list-type" = "atomic"))]
     pub addresses: Vec<std::net::IpAddr>,
+}
+
+/// How a pod is attached to a secondary network.
+#[derive(JsonSchema, Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ReportedAttachment {
+    /// Namespace of the pod.
+    pub namespace: String,
+    /// Name of the pod.
+    pub name: String,
+    /// UID of the pod, as its node knows it.
+    pub uid: String,
+    /// The network, as namespace/name of its NetworkAttachmentDefinition.
+    pub network: String,
+    /// How it is, in a word.
+    pub state: AttachmentState,
+    /// How it is, in a sentence.
+    #[schemars(length(max = 1024))]
+    pub message: String,
+    /// The addresses of the pod there, if rules reach it.
+    #[serde(default)]
+    #[schemars(with = "Vec<String>", extend("x-kubernetes-list-type" = "atomic"))]
+    pub addresses: Vec<std::net::IpAddr>,
+}
+
+/// How a pod is attached to a secondary network.
+#[derive(JsonSchema, Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub enum AttachmentState {
+    /// Rules reach it.
+    Guarded,
+    /// Nobody has said how it is attached, or not yet.
+    NotFound,
+    /// What passes it passes no rules.
+    Bypassing,
+    /// The network gives it no address.
+    AddressUnknown,
+    /// Something that an agent of another version says.
+    #[serde(other)]
+    Unknown,
 }

@@ -16,8 +16,8 @@ pub use binding::{
     LocalGroupReference, SecurityGroupBinding, SecurityGroupBindingSpec, SecurityGroupBindingStatus, Target,
 };
 pub use enforcement::{
-    DeviceState, EnforcedBinding, EnforcedGroup, EnforcedRemote, EnforcementFailure, NodeEnforcement,
-    NodeEnforcementSpec, NodeEnforcementStatus, PodAttachment, ReportedInterface,
+    AttachmentState, DeviceState, EnforcedBinding, EnforcedGroup, EnforcedRemote, EnforcementFailure, NodeEnforcement,
+    NodeEnforcementSpec, NodeEnforcementStatus, PodAttachment, ReportedAttachment, ReportedInterface,
 };
 pub use network_interface::{NetworkInterface, NetworkInterfaceSpec, NetworkInterfaceStatus};
 pub use schema::default_egress;

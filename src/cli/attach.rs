@@ -24,7 +24,7 @@ pub struct AttachArgs {
     #[arg(required = true)]
     groups: Vec<String>,
     /// To what: pod/NAME, nic/NAME, several of a kind with commas between them; or a label selector for pods, like
-    /// tier=db, or nic:tier=db for network interfaces; all or nic:all.
+    /// tier=db, or vm:tier=db for virtual machines, nic:tier=db for network interfaces; all, vm:all or nic:all.
     #[arg(long, value_name = "TARGETS")]
     to: String,
     /// Name of the binding; by default made of the groups and the labels.
@@ -72,6 +72,7 @@ pub async fn attach(args: AttachArgs, paint: Paint) -> anyhow::Result<Outcome> {
         spec: SecurityGroupBindingSpec {
             security_groups: groups.into_iter().map(|name| LocalGroupReference { name }).collect(),
             target,
+            networks: None,
         },
         status: None,
     };
@@ -157,6 +158,9 @@ fn target(inventory: &Inventory, namespace: &str, to: &str) -> anyhow::Result<Ta
         TargetKind::Pod => Ok(Target::PodSelector(selector)),
         TargetKind::NetworkInterface => Ok(Target::NetworkInterfaceSelector(selector)),
     };
+    if let Some(selector) = to.strip_prefix("vm:") {
+        return Ok(Target::VirtualMachineSelector(parse(selector)?));
+    }
     if let Some(selector) = to.strip_prefix("nic:") {
         return of(TargetKind::NetworkInterface, parse(selector)?);
     }
@@ -198,7 +202,9 @@ fn target(inventory: &Inventory, namespace: &str, to: &str) -> anyhow::Result<Ta
 /// "db-private-tier-db": of the groups and the labels, as far as a name can say them.
 fn default_name(groups: &[String], target: &Target) -> String {
     let selector = match target {
-        Target::PodSelector(selector) | Target::NetworkInterfaceSelector(selector) => selector,
+        Target::PodSelector(selector)
+        | Target::VirtualMachineSelector(selector)
+        | Target::NetworkInterfaceSelector(selector) => selector,
     };
     let LabelSelector { match_labels, match_expressions } = selector;
     let labels = match_labels.iter().flatten().map(|(key, value)| format!("{key}-{value}"));
@@ -245,12 +251,14 @@ spec: {nodeName: n1, device: tap0, macAddress: \"52:54:00:00:00:01\", addresses:
         let inventory = inventory();
         let of = |to: &str| match target(&inventory, "shop", to) {
             Ok(Target::PodSelector(s)) => format!("pod {:?}", s.match_labels.unwrap_or_default()),
+            Ok(Target::VirtualMachineSelector(s)) => format!("vm {:?}", s.match_labels.unwrap_or_default()),
             Ok(Target::NetworkInterfaceSelector(s)) => format!("nic {:?}", s.match_labels.unwrap_or_default()),
             Err(error) => format!("{error:#}"),
         };
         assert_eq!(of("tier=db"), r#"pod {"tier": "db"}"#);
         assert_eq!(of("pod/db"), r#"pod {"app": "db"}"#);
         assert_eq!(of("nic/vm"), r#"nic {"app": "db"}"#);
+        assert_eq!(of("vm:a=b"), r#"vm {"a": "b"}"#);
         assert_eq!(of("nic:a=b"), r#"nic {"a": "b"}"#);
         assert_eq!(of("pod/web-0,pod/web-1"), r#"pod {"app": "web"}"#);
         assert_eq!(of("all"), "pod {}");

@@ -15,7 +15,7 @@ use std::net::IpAddr;
 /// What to show.
 #[derive(Clone, Debug, clap::Args)]
 pub struct Args {
-    /// The target: pod/NAME, nic/NAME or its address.
+    /// The target: pod/NAME, vm/NAME, nic/NAME or its address.
     target: String,
     /// How to print.
     #[arg(short, long, value_enum, default_value_t)]

@@ -14,7 +14,7 @@ use std::net::IpAddr;
 /// What to explain.
 #[derive(Clone, Debug, clap::Args)]
 pub struct Args {
-    /// Who connects: pod/NAME, nic/NAME, svc/NAME (the pods behind it) or an address. A name may be
+    /// Who connects: pod/NAME, vm/NAME, nic/NAME, svc/NAME (the pods behind it) or an address. A name may be
     /// NAMESPACE/NAME.
     from: String,
     /// To whom: the same, with a port and a protocol if it is not TCP: pod/db-0:3306, svc/dns:53/udp, [fd00::1]:443,

@@ -5,6 +5,7 @@
 use super::model::inventory::{Inventory, Named};
 use super::model::manifests::{STAND_IN_NETWORKS, bring_to_life, read};
 use crate::index::name_of;
+use crate::kubevirt::VirtualMachineInstance;
 use anyhow::{Context, bail};
 use ipnet::IpNet;
 use k8s_openapi::api::networking::v1::ServiceCIDR;
@@ -191,6 +192,7 @@ impl Cluster {
         if wanted.targets {
             inventory.pods = self.list(notes).await?.0;
             inventory.interfaces = self.list(notes).await?.0;
+            inventory.machines = self.machines(notes).await?;
             inventory.nodes = self.list_cluster(notes).await?;
             inventory.reports = self.list_cluster(notes).await?;
             let ranges: Vec<ServiceCIDR> = self.list_cluster(notes).await?;
@@ -238,6 +240,20 @@ impl Cluster {
             }
         }
         Ok((objects, malformed))
+    }
+
+    /// The virtual machines of KubeVirt, where there is KubeVirt.
+    async fn machines(&self, notes: &mut Vec<String>) -> anyhow::Result<Vec<VirtualMachineInstance>> {
+        match pages(Api::all(self.client.clone())).await {
+            Err(kube::Error::Api(status)) if status.code == 404 => Ok(Vec::new()),
+            Err(error) if is_forbidden(&error) => {
+                notes.push(
+                    "you may not list every VirtualMachineInstance: their labels are taken from their pods".to_owned(),
+                );
+                Ok(Vec::new())
+            }
+            listed => listed.context("cannot list virtualmachineinstances"),
+        }
     }
 
     /// All objects of a kind that belongs to no namespace; none where we may not look.

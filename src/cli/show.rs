@@ -5,7 +5,7 @@ use super::load::{Source, Wanted};
 use super::model::describe::{RuleView, local, rule_view};
 use super::model::inventory::Inventory;
 use super::output::{Cell, Format, Outcome, Paint, Table, Tone, fields};
-use crate::index::Index;
+use crate::index::{Index, SelectorKind};
 use crate::policy::{Direction, NamespacedName, Remote, parse_rule};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use serde::Serialize;
@@ -227,7 +227,12 @@ pub fn selector_text(binding: &crate::index::Binding) -> String {
         Some((kind, selector)) => {
             let text = selector.to_string();
             let text = if text.is_empty() { "all of the namespace".to_owned() } else { text };
-            format!("{} {text}", kind.short_name())
+            let kind = match kind {
+                SelectorKind::Pod => "pod",
+                SelectorKind::VirtualMachine => "vm",
+                SelectorKind::NetworkInterface => "nic",
+            };
+            format!("{kind} {text}")
         }
     }
 }

@@ -105,7 +105,7 @@ impl Cluster {
     pub fn update(&mut self, update: Update) {
         let pods = match &update {
             Update::Target(target) if target.kind == TargetKind::Pod => [target.name.clone()].into(),
-            Update::NoTarget(TargetName { kind: TargetKind::Pod, name }) => [name.clone()].into(),
+            Update::NoTarget(TargetName { kind: TargetKind::Pod, name, .. }) => [name.clone()].into(),
             Update::Targets(TargetKind::Pod, _) => self.ahead.pods(),
             _ => BTreeSet::new(),
         };
@@ -208,19 +208,25 @@ impl Cluster {
     pub fn set_report(&mut self, node: &str, report: Option<NodeEnforcement>) {
         let ahead = self.ahead.set(node, report.as_ref().and_then(|r| r.status.as_ref()));
         self.look_ahead(ahead);
-        let Differences { groups, remotes, bindings, interfaces, all } = self.reports.set(node, report);
+        let Differences { groups, remotes, bindings, interfaces, networks, attached, all } =
+            self.reports.set(node, report);
+        for (pod, attached) in attached {
+            let changes = self.index.set_attached(&pod, node, attached);
+            self.changed(changes);
+        }
         for remote in remotes {
             self.work.extend(self.index.named_by(&remote).cloned().map(Work::Group));
         }
         self.work.extend(groups.into_iter().map(Work::Group));
         self.work.extend(bindings.into_iter().map(Work::Binding));
-        for interface in interfaces {
-            for binding in self.index.bindings_of(&TargetName::network_interface(interface.clone())) {
+        let concerned = interfaces.iter().cloned().map(TargetName::network_interface).chain(networks);
+        for target in concerned {
+            for binding in self.index.bindings_of(&target) {
                 self.work.insert(Work::Binding(binding.name.clone()));
                 self.work.extend(binding.groups.iter().cloned().map(Work::Group));
             }
-            self.work.insert(Work::Interface(interface));
         }
+        self.work.extend(interfaces.into_iter().map(Work::Interface));
         if all {
             self.standing_changed(node);
         }

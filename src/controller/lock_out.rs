@@ -79,10 +79,15 @@ impl Before {
                 let old = index.binding(name)?;
                 (of_binding(old), opened_through(index, old, ports))
             }
-            // After a list nobody knows who changed what.
-            Update::Target(_) | Update::NoTarget(_) | Update::Targets(..) | Update::Groups(_) | Update::Bindings(_) => {
-                return None;
-            }
+            // After a list nobody knows who changed what, and targets come and go.
+            Update::Target(_)
+            | Update::NoTarget(_)
+            | Update::Targets(..)
+            | Update::Groups(_)
+            | Update::Bindings(_)
+            | Update::Machine(..)
+            | Update::NoMachine(..)
+            | Update::Machines(..) => return None,
         };
         // Most changes end here: a status, a member, a description.
         if opened.is_empty() {

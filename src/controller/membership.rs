@@ -3,6 +3,7 @@
 //! PURE.
 
 use crate::index::{AddressDigest, Index, TargetName};
+use crate::policy::NamespacedName;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::IpAddr;
 
@@ -13,11 +14,15 @@ pub struct Membership {
     nodes: BTreeMap<String, OnNode>,
     /// The addresses that are published: beyond doubt their owners'.
     pub published: AddressDigest,
+    /// How many targets have each: the pods of a machine that migrates may share one.
+    holders: HashMap<IpAddr, usize>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Record {
     node: Option<String>,
+    /// Its uid and network, if that is a secondary one.
+    attachment: Option<(String, NamespacedName)>,
     claimed: BTreeSet<IpAddr>,
     published: BTreeSet<IpAddr>,
 }
@@ -45,6 +50,7 @@ impl Membership {
         let target = index.target(name).filter(|t| belongs && !t.host_network);
         let now = target.map(|t| Record {
             node: t.node.clone(),
+            attachment: t.network.clone().map(|network| (t.uid.clone(), network)),
             claimed: t.claimed().clone(),
             published: index.addresses(t).collect(),
         });
@@ -87,13 +93,29 @@ impl Membership {
 
     fn count(&mut self, record: &Record, comes: bool) {
         for address in &record.published {
-            if comes { self.published.add(*address) } else { self.published.remove(*address) }
+            let holders = self.holders.entry(*address).or_default();
+            if comes {
+                *holders += 1;
+                if *holders == 1 {
+                    self.published.add(*address);
+                }
+            } else {
+                *holders = holders.saturating_sub(1);
+                if *holders == 0 {
+                    self.holders.remove(address);
+                    self.published.remove(*address);
+                }
+            }
         }
         let Some(node) = &record.node else { return };
         let on_node = self.nodes.entry(node.clone()).or_default();
         on_node.targets = if comes { on_node.targets + 1 } else { on_node.targets.saturating_sub(1) };
         for address in &record.claimed {
             if comes { on_node.claimed.add(*address) } else { on_node.claimed.remove(*address) }
+        }
+        if let Some((uid, network)) = &record.attachment {
+            let digest = &mut on_node.claimed;
+            if comes { digest.add_attachment(uid, network) } else { digest.remove_attachment(uid, network) }
         }
         if on_node.targets == 0 {
             self.nodes.remove(node);

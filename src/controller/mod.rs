@@ -22,6 +22,7 @@ mod writers;
 mod tests;
 
 use crate::api::{NetworkInterface, NodeEnforcement, SecurityGroup, SecurityGroupBinding, SecurityGroupSlice};
+use crate::kubevirt;
 use crate::runtime::admin::{Admin, Readiness};
 use crate::runtime::timeline::Timeline;
 use crate::runtime::watch::Watches;
@@ -40,6 +41,7 @@ use prometheus_client::metrics::gauge::Gauge;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
+use tokio::sync::watch::Sender;
 use writers::Writers;
 
 /// Of one object, no two writes closer than this: a rollout changes a group's members many times a second.
@@ -78,6 +80,7 @@ struct Shared {
     queue: Arc<KeyedQueue<Work>>,
     leadership: Leadership,
     events: Events,
+    runs_machines: Sender<bool>,
 }
 
 impl Shared {
@@ -91,6 +94,8 @@ impl Shared {
         let mut cluster = self.lock();
         change(&mut cluster);
         let (work, notices) = (cluster.take_work(), cluster.take_notices());
+        let runs_machines = cluster.index.runs_machines();
+        self.runs_machines.send_if_modified(|before| std::mem::replace(before, runs_machines) != runs_machines);
         drop(cluster);
         if self.leadership.is_leader() {
             self.enqueue(work);
@@ -116,6 +121,7 @@ pub async fn run(args: Args, client: Client, shutdown: Shutdown) -> anyhow::Resu
         queue: Arc::new(KeyedQueue::new(MIN_INTERVAL, RETRY)),
         leadership: election.leadership(),
         events: Events::start(client.clone(), &identity, shutdown.clone()),
+        runs_machines: Sender::new(false),
     };
     let mut registry = prometheus_client::registry::Registry::with_prefix("ringfence_controller");
     let metrics = Metrics::register(&mut registry);
@@ -139,6 +145,14 @@ pub async fn run(args: Args, client: Client, shutdown: Shutdown) -> anyhow::Resu
     // Who does not know the whole must not lead: what it has not seen yet would look deleted.
     tokio::select! {
         () = readiness.ready() => {}
+        () = shutdown.signalled() => return Ok(()),
+    }
+    let mut machines = kubevirt::follow(watches, None, shared.runs_machines.subscribe(), {
+        let shared = shared.clone();
+        move |update| shared.change(|cluster| cluster.update(update))
+    });
+    tokio::select! {
+        () = machines.known() => {}
         () = shutdown.signalled() => return Ok(()),
     }
     tracing::info!(%identity, "watches are complete");

@@ -101,6 +101,7 @@ mod tests {
             uid: "b".into(),
             generation: 1,
             groups: [name("db")].into(),
+            networks: BTreeSet::new(),
             selector: None,
             error: None,
         });

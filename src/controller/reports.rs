@@ -5,8 +5,9 @@
 use crate::api::conditions::DATA_PATH_READY;
 use crate::api::{
     EnforcedBinding, EnforcedGroup, EnforcedRemote, EnforcementFailure, NodeEnforcement, NodeEnforcementStatus,
-    ReportedInterface,
+    ReportedAttachment, ReportedInterface,
 };
+use crate::index::{Attached, TargetKind, TargetName};
 use crate::policy::NamespacedName;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
@@ -25,8 +26,24 @@ pub struct Report {
     pub failures: BTreeMap<NamespacedName, String>,
     /// Network interfaces, and how it is with their devices.
     pub interfaces: BTreeMap<NamespacedName, ReportedInterface>,
+    /// Attachments of pods to secondary networks.
+    pub networks: BTreeMap<TargetName, ReportedAttachment>,
     /// What bypasses the rules there.
     pub bypassed: Option<String>,
+}
+
+impl Report {
+    /// What the index takes of the secondary networks.
+    pub fn attached(&self) -> BTreeMap<NamespacedName, Attached> {
+        let mut attached: BTreeMap<NamespacedName, Attached> = BTreeMap::new();
+        for (target, said) in &self.networks {
+            let Some(network) = target.network.clone() else { continue };
+            let pod = attached.entry(target.name.clone()).or_default();
+            pod.uid.clone_from(&said.uid);
+            pod.addresses.insert(network, said.addresses.iter().copied().collect());
+        }
+        attached
+    }
 }
 
 impl From<NodeEnforcementStatus> for Report {
@@ -42,6 +59,7 @@ impl From<NodeEnforcementStatus> for Report {
             failures,
             attachments: _,
             network_interfaces,
+            networks,
             conditions,
         } = status;
         let bypassed = conditions.into_iter().find(|c| c.type_ == DATA_PATH_READY && c.status == "False");
@@ -71,6 +89,14 @@ impl From<NodeEnforcementStatus> for Report {
                 .into_iter()
                 .map(|interface| (name(interface.namespace.clone(), interface.name.clone()), interface))
                 .collect(),
+            networks: networks
+                .into_iter()
+                .filter_map(|said| {
+                    let pod = name(said.namespace.clone(), said.name.clone());
+                    let network = Some(said.network.parse().ok()?);
+                    Some((TargetName { network, ..TargetName::new(TargetKind::Pod, pod) }, said))
+                })
+                .collect(),
             bypassed: bypassed.map(|c| c.message),
         }
     }
@@ -87,6 +113,10 @@ pub struct Differences {
     pub bindings: BTreeSet<NamespacedName>,
     /// Network interfaces: who selects one is concerned too.
     pub interfaces: BTreeSet<NamespacedName>,
+    /// Attachments to secondary networks: likewise.
+    pub networks: BTreeSet<TargetName>,
+    /// What is known now of pods on secondary networks, where that changed.
+    pub attached: BTreeMap<NamespacedName, Option<Attached>>,
     /// It speaks of another boot, or of another data path: that puts all that the node has, and has not, in another light.
     pub all: bool,
 }
@@ -113,6 +143,16 @@ impl Reports {
         differences.groups.extend(differences.remotes.iter().cloned());
         differences.bindings.extend(differing(&old.bindings, &new.bindings));
         differences.interfaces.extend(differing(&old.interfaces, &new.interfaces));
+        differences.networks.extend(differing(&old.networks, &new.networks));
+        let (attached_before, mut attached) = (old.attached(), new.attached());
+        let pods = differing(&attached_before, &attached);
+        differences.attached = pods
+            .into_iter()
+            .map(|pod| {
+                let now = attached.remove(&pod);
+                (pod, now)
+            })
+            .collect();
         reindex(
             &mut self.groups,
             node,
@@ -147,11 +187,8 @@ impl Reports {
     }
 }
 
-fn differing<V: PartialEq>(
-    old: &BTreeMap<NamespacedName, V>,
-    new: &BTreeMap<NamespacedName, V>,
-) -> Vec<NamespacedName> {
-    let keys: BTreeSet<&NamespacedName> = old.keys().chain(new.keys()).collect();
+fn differing<K: Ord + Clone, V: PartialEq>(old: &BTreeMap<K, V>, new: &BTreeMap<K, V>) -> Vec<K> {
+    let keys: BTreeSet<&K> = old.keys().chain(new.keys()).collect();
     keys.into_iter().filter(|key| old.get(*key) != new.get(*key)).cloned().collect()
 }
 

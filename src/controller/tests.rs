@@ -3,6 +3,8 @@
 mod agreement;
 mod interfaces;
 mod lock_out;
+mod machines;
+mod networks;
 mod objects;
 mod slices;
 mod statuses;

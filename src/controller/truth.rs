@@ -5,7 +5,7 @@
 
 use super::cluster::Cluster;
 use crate::api::conditions::{ENFORCED, READY, Verdict, listed};
-use crate::api::{DeviceState, NodeCount};
+use crate::api::{AttachmentState, DeviceState, NodeCount};
 use crate::index::{AddressDigest, Target, TargetName};
 use crate::policy::NamespacedName;
 use std::collections::BTreeSet;
@@ -159,11 +159,13 @@ fn binding_on(cluster: &Cluster, name: &NamespacedName, node: &str) -> Lacks {
     if same { Lacks::Nothing } else { Lacks::Behind }
 }
 
-/// Of the network interfaces concerned, one whose traffic does not pass the rules of its node.
+/// Of the interfaces concerned, one whose traffic does not pass the rules of its node.
 fn bypassing(report: &super::reports::Report, concerned: impl Fn(&TargetName) -> bool) -> Option<Lacks> {
     let bypassed = report.interfaces.iter().filter(|(_, said)| said.state == DeviceState::BridgeNotFiltered);
-    let mut named = bypassed.map(|(name, said)| (TargetName::network_interface(name.clone()), said));
-    named.find(|(name, _)| concerned(name)).map(|(name, said)| Lacks::Bypassed(format!("{name}: {}", said.message)))
+    let declared = bypassed.map(|(name, said)| (TargetName::network_interface(name.clone()), &said.message));
+    let unreached = report.networks.iter().filter(|(_, said)| said.state != AttachmentState::Guarded);
+    let mut all = declared.chain(unreached.map(|(name, said)| (name.clone(), &said.message)));
+    all.find(|(name, _)| concerned(name)).map(|(name, message)| Lacks::Bypassed(format!("{name}: {message}")))
 }
 
 /// What a node's agent says, as a whole.

@@ -1,7 +1,7 @@
 //! From watch events to calls of the index.
 
 use super::objects::name_of;
-use super::{Binding, Changes, Group, Index, Target, TargetKind, TargetName};
+use super::{Binding, Changes, Group, Index, Machine, MachineSource, Target, TargetKind, TargetName};
 use crate::api::{NetworkInterface, SecurityGroup, SecurityGroupBinding};
 use crate::policy::NamespacedName;
 use crate::runtime::watch::{Malformed, Sink};
@@ -29,6 +29,12 @@ pub enum Update {
     Groups(Vec<Group>),
     /// All bindings there are.
     Bindings(Vec<Binding>),
+    /// A virtual machine as a watch shows it now.
+    Machine(MachineSource, Machine),
+    /// A watch shows no virtual machine with this uid any more.
+    NoMachine(MachineSource, String),
+    /// All virtual machines that a watch shows.
+    Machines(MachineSource, Vec<Machine>),
 }
 
 impl Index {
@@ -43,7 +49,7 @@ impl Index {
             Update::NoBinding(name) => self.delete_binding(&name),
             Update::Targets(kind, targets) => {
                 let gone = without(self.of_kind(kind).map(|t| &t.name), targets.iter().map(|t| &t.name));
-                let gone = gone.into_iter().map(|name| Update::NoTarget(TargetName { kind, name }));
+                let gone = gone.into_iter().map(|name| Update::NoTarget(TargetName::new(kind, name)));
                 self.update_all(gone.chain(targets.into_iter().map(Update::Target)))
             }
             Update::Groups(groups) => {
@@ -56,6 +62,16 @@ impl Index {
                 let gone = gone.into_iter().map(Update::NoBinding);
                 self.update_all(gone.chain(bindings.into_iter().map(Update::Binding)))
             }
+            Update::Machine(source, machine) => self.apply_machine(source, machine),
+            Update::NoMachine(source, uid) => {
+                self.lose_machine(source, &uid);
+                Changes::default()
+            }
+            Update::Machines(source, machines) => {
+                let gone = without(self.machines_seen_by(source), machines.iter().map(|m| &m.uid));
+                let gone = gone.into_iter().map(|uid| Update::NoMachine(source, uid));
+                self.update_all(gone.chain(machines.into_iter().map(|machine| Update::Machine(source, machine))))
+            }
         }
     }
 
@@ -67,11 +83,8 @@ impl Index {
     }
 }
 
-fn without<'a>(
-    known: impl Iterator<Item = &'a NamespacedName>,
-    listed: impl Iterator<Item = &'a NamespacedName>,
-) -> Vec<NamespacedName> {
-    let listed: BTreeSet<&NamespacedName> = listed.collect();
+fn without<'a, T: Ord + Clone + 'a>(known: impl Iterator<Item = &'a T>, listed: impl Iterator<Item = &'a T>) -> Vec<T> {
+    let listed: BTreeSet<&T> = listed.collect();
     known.filter(|name| !listed.contains(name)).cloned().collect()
 }
 

@@ -5,6 +5,8 @@
 
 mod digest;
 mod feed;
+mod machines;
+mod networks;
 mod objects;
 mod selection;
 mod slices;
@@ -14,12 +16,14 @@ mod tests;
 
 pub use digest::AddressDigest;
 pub use feed::{Feed, Indexed, Update};
-pub use objects::{Binding, DeclaredDevice, Group, Target, TargetKind, TargetName, is_own, name_of};
+pub use machines::{Machine, MachineSource};
+pub use objects::{Binding, DeclaredDevice, Group, SelectorKind, Target, TargetKind, TargetName, is_own, name_of};
 pub use selection::Selection;
 pub use slices::RemoteMembers;
 
 use crate::policy::NamespacedName;
 use ipnet::IpNet;
+use machines::Machines;
 use selection::Matched;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::IpAddr;
@@ -62,6 +66,15 @@ impl Changes {
     }
 }
 
+/// What a node knows of a pod on networks that are not Kubernetes'.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Attached {
+    /// The uid of the pod.
+    pub uid: String,
+    /// Its addresses by network.
+    pub addresses: BTreeMap<NamespacedName, BTreeSet<IpAddr>>,
+}
+
 /// Targets, groups and bindings, and how they relate.
 #[derive(Debug, Default)]
 pub struct Index {
@@ -69,12 +82,15 @@ pub struct Index {
     groups: BTreeMap<NamespacedName, Group>,
     bindings: BTreeMap<NamespacedName, Binding>,
     selection: Selection,
+    machines: Machines,
     /// Of each group, its members, each with the number of bindings that make it one.
     members: HashMap<NamespacedName, BTreeMap<TargetName, usize>>,
     /// The bindings that name a group, whether it exists or not.
     bound_by: HashMap<NamespacedName, BTreeSet<NamespacedName>>,
     /// The groups that name a group as a remote, whether it exists or not.
     named_by: HashMap<NamespacedName, BTreeSet<NamespacedName>>,
+    /// The addresses that nodes know of pods on networks that are not Kubernetes', by pod and node.
+    attached: HashMap<NamespacedName, BTreeMap<String, Attached>>,
     /// Addresses that nodes know better than the status of these pods does, with the uid they are true of.
     known: BTreeMap<NamespacedName, (String, BTreeSet<IpAddr>)>,
     /// The live targets that claim an address: more than one, and it belongs to none of them (S10).
@@ -93,7 +109,8 @@ impl Index {
         if target.finished {
             return self.delete_target(&name);
         }
-        let known = Some(&name.name).filter(|_| name.kind == TargetKind::Pod).and_then(|pod| self.known.get(pod));
+        let is_pod = name.kind == TargetKind::Pod && name.network.is_none();
+        let known = Some(&name.name).filter(|_| is_pod).and_then(|pod| self.known.get(pod));
         let known = known.filter(|(uid, _)| *uid == target.uid);
         let target = target.with_known(known.map(|(_, addresses)| addresses));
         if self.targets.get(&name) == Some(&target) {
@@ -103,10 +120,12 @@ impl Index {
         self.touch(&name, &mut changes);
         let before = self.targets.get(&name).map(|p| p.claimed().clone()).unwrap_or_default();
         self.claim(&name, before, target.claimed().clone(), &mut changes);
-        let matched = self.selection.set_target(&name, target.labels.clone());
-        self.targets.insert(name.clone(), target);
-        self.rematch(matched, &mut changes);
+        let own = self.selection.set_labels(name.kind.into(), &name, Some(target.labels.clone()));
+        let before = self.targets.insert(name.clone(), target.clone());
+        self.rematch(own, &mut changes);
+        self.set_machine(&name, before.as_ref(), Some(&target), &mut changes);
         self.touch(&name, &mut changes);
+        self.set_networks(&name, before.as_ref(), Some(&target), &mut changes);
         changes
     }
 
@@ -116,9 +135,41 @@ impl Index {
         let Some(target) = self.targets.remove(name) else { return changes };
         self.touch(name, &mut changes);
         self.claim(name, target.claimed().clone(), BTreeSet::new(), &mut changes);
-        let matched = self.selection.remove_target(name);
-        self.rematch(matched, &mut changes);
+        let own = self.selection.set_labels(name.kind.into(), name, None);
+        self.rematch(own, &mut changes);
+        self.set_machine(name, Some(&target), None, &mut changes);
+        self.set_networks(name, Some(&target), None, &mut changes);
         changes
+    }
+
+    /// Takes in a virtual machine as a watch shows it now.
+    pub fn apply_machine(&mut self, source: MachineSource, machine: Machine) -> Changes {
+        let mut changes = Changes::default();
+        let (uid, labels) = (machine.uid.clone(), machine.labels.clone());
+        if !self.machines.see(source, machine) {
+            return changes;
+        }
+        let pods: Vec<TargetName> = self.machines.pods(&uid).cloned().collect();
+        for pod in pods {
+            let matched = self.selection.set_labels(SelectorKind::VirtualMachine, &pod, Some(labels.clone()));
+            self.rematch(matched, &mut changes);
+        }
+        changes
+    }
+
+    /// A watch does not show a virtual machine any more.
+    pub fn lose_machine(&mut self, source: MachineSource, uid: &str) {
+        self.machines.lose(source, uid);
+    }
+
+    /// The uids of the virtual machines that a watch has shown.
+    pub fn machines_seen_by(&self, source: MachineSource) -> impl Iterator<Item = &String> {
+        self.machines.seen_by(source)
+    }
+
+    /// Whether any live pod runs a virtual machine.
+    pub fn runs_machines(&self) -> bool {
+        self.machines.are_run()
     }
 
     /// Takes in what the node of a pod with this uid knows of its addresses; `None`: nothing beyond the pod's status.
@@ -134,6 +185,24 @@ impl Index {
             Some(pod) => self.apply_target(pod),
             None => Changes::default(),
         }
+    }
+
+    /// Takes in what a node knows of a pod on networks that are not Kubernetes'; `None`: nothing. It counts if the pod is on
+    /// that node.
+    pub fn set_attached(&mut self, pod: &NamespacedName, node: &str, attached: Option<Attached>) -> Changes {
+        let nodes = self.attached.entry(pod.clone()).or_default();
+        let before = match attached.clone() {
+            Some(attached) => nodes.insert(node.to_owned(), attached),
+            None => nodes.remove(node),
+        };
+        if nodes.is_empty() {
+            self.attached.remove(pod);
+        }
+        let mut changes = Changes::default();
+        if let Some(target) = self.pod(pod).filter(|_| before != attached).cloned() {
+            self.set_networks(&TargetName::pod(pod.clone()), Some(&target), Some(&target), &mut changes);
+        }
+        changes
     }
 
     /// The pods of which something is known beyond their status, whether they exist or not.
@@ -184,6 +253,7 @@ impl Index {
         {
             binding.groups.clone_from(&old.groups);
             binding.selector.clone_from(&old.selector);
+            binding.networks.clone_from(&old.networks);
         }
         if old.as_ref() == Some(&binding) {
             return changes;
@@ -200,9 +270,8 @@ impl Index {
         for group in &binding.groups {
             self.bound_by.entry(group.clone()).or_default().insert(name.clone());
         }
-        let selector = binding.selector.clone();
+        self.selection.set_binding(&name, binding.selector.clone(), &binding.networks);
         self.bindings.insert(name.clone(), binding);
-        self.selection.set_binding(&name, selector);
         let targets: Vec<TargetName> = self.selection.targets_of(&name).collect();
         for target in targets {
             self.attach(&name, &target, true, &mut changes);
@@ -278,9 +347,9 @@ impl Index {
         self.of_kind(TargetKind::Pod)
     }
 
-    /// Every live target of a kind.
+    /// Every live target of a kind, each once, whatever networks it is on.
     pub fn of_kind(&self, kind: TargetKind) -> impl Iterator<Item = &Target> {
-        self.all_targets().filter(move |target| target.kind == kind)
+        self.all_targets().filter(move |target| target.kind == kind && target.network.is_none())
     }
 
     /// A target that is live.
@@ -288,7 +357,7 @@ impl Index {
         self.targets.get(name)
     }
 
-    /// Every live target, of every kind.
+    /// Every live target, of every kind and on every network.
     pub fn all_targets(&self) -> impl Iterator<Item = &Target> {
         self.targets.values()
     }
@@ -361,10 +430,15 @@ impl Index {
 
     /// Whether an address that a target claims is not its own, as others claim it too.
     ///
-    /// Pods get theirs from the cluster's network; what people write into a `NetworkInterface` takes nothing from a pod.
+    /// Pods get theirs from the cluster's network; what people write into a `NetworkInterface` takes nothing from a pod. The
+    /// pods of one virtual machine may have one address between them: it takes it along when it migrates.
     pub fn is_contested(&self, target: &Target, address: IpAddr) -> bool {
-        let others = self.claimants(address).filter(|other| other.kind <= target.kind);
-        others.count() > 1
+        let key = target.key();
+        let mut others = self.claimants(address).filter(|other| **other != key && other.kind <= key.kind);
+        others.any(|other| {
+            let machine = self.targets.get(other).and_then(|other| other.machine.as_ref());
+            machine.is_none() || machine != target.machine.as_ref()
+        })
     }
 
     /// Whether an address is a node's or a Service's.
@@ -392,6 +466,43 @@ impl Index {
             for other in self.claims.get(address).cloned().unwrap_or_default() {
                 self.touch(&other, changes);
             }
+        }
+    }
+
+    /// A pod runs another virtual machine than before, or has other labels itself. A machine that is not known has those of
+    /// its pod: KubeVirt creates the pod with the machine's.
+    fn set_machine(&mut self, pod: &TargetName, before: Option<&Target>, now: Option<&Target>, changes: &mut Changes) {
+        let machine = |target: Option<&Target>| target.and_then(|target| target.machine.clone());
+        let (before, machine) = (machine(before), machine(now));
+        if before.is_none() && machine.is_none() {
+            return;
+        }
+        if let Some(before) = before.filter(|before| Some(before) != machine.as_ref()) {
+            self.machines.end(&before, pod);
+        }
+        let labels = machine.zip(now).map(|(machine, now)| {
+            self.machines.begin(&machine, pod);
+            self.machines.labels(&machine).unwrap_or(&now.labels).clone()
+        });
+        let matched = self.selection.set_labels(SelectorKind::VirtualMachine, pod, labels);
+        self.rematch(matched, changes);
+    }
+
+    /// A pod is what it is on each of its networks, and may have left some.
+    fn set_networks(&mut self, pod: &TargetName, before: Option<&Target>, now: Option<&Target>, changes: &mut Changes) {
+        let networks = |target: Option<&Target>| -> BTreeSet<NamespacedName> {
+            target.into_iter().flat_map(|target| target.networks.values().cloned()).collect()
+        };
+        let (before, after) = (networks(before), networks(now));
+        for left in before.difference(&after) {
+            changes.extend(self.delete_target(&TargetName { network: Some(left.clone()), ..pod.clone() }));
+        }
+        let Some(pod) = now else { return };
+        for network in after {
+            let attached = pod.node.as_ref().and_then(|node| self.attached.get(&pod.name)?.get(node));
+            let attached = attached.filter(|attached| attached.uid == pod.uid);
+            let addresses = attached.and_then(|attached| attached.addresses.get(&network)).cloned().unwrap_or_default();
+            changes.extend(self.apply_target(pod.on(network, addresses)));
         }
     }
 

@@ -1,12 +1,14 @@
 //! What the index keeps of Kubernetes objects: as little as it needs, parsed.
 
+use super::networks::{self, NETWORK_STATUS};
 use super::selection::Labels;
 use crate::api::{self, EXTRA_ADDRESSES, LocalGroupReference, NetworkInterface, SecurityGroup, SecurityGroupBinding};
+use crate::kubevirt;
 use crate::policy::{self, NamespacedName, parse_group};
 use k8s_openapi::api::core::v1 as core;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::core::Selector;
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -35,6 +37,40 @@ impl TargetKind {
     }
 }
 
+/// The kinds of selectors in bindings.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum SelectorKind {
+    /// Selects pods.
+    Pod,
+    /// Selects virtual machines of KubeVirt, each of which is a pod as far as its network is concerned.
+    VirtualMachine,
+    /// Selects interfaces of machines that Kubernetes does not run.
+    NetworkInterface,
+}
+
+impl SelectorKind {
+    /// All of them.
+    pub const ALL: [Self; 3] = [Self::Pod, Self::VirtualMachine, Self::NetworkInterface];
+
+    /// What it is that they select.
+    pub fn target(self) -> TargetKind {
+        match self {
+            Self::Pod | Self::VirtualMachine => TargetKind::Pod,
+            Self::NetworkInterface => TargetKind::NetworkInterface,
+        }
+    }
+}
+
+impl From<TargetKind> for SelectorKind {
+    /// The selectors that see a target's own labels.
+    fn from(kind: TargetKind) -> Self {
+        match kind {
+            TargetKind::Pod => Self::Pod,
+            TargetKind::NetworkInterface => Self::NetworkInterface,
+        }
+    }
+}
+
 /// What identifies a target.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct TargetName {
@@ -42,22 +78,30 @@ pub struct TargetName {
     pub kind: TargetKind,
     /// Its name among its kind.
     pub name: NamespacedName,
+    /// The network on which it is this target; `None`: the one that Kubernetes gives it.
+    pub network: Option<NamespacedName>,
 }
 
 impl TargetName {
+    /// What has this name, on the network of Kubernetes.
+    pub fn new(kind: TargetKind, name: NamespacedName) -> Self {
+        Self { kind, name, network: None }
+    }
+
     /// A pod's.
     pub fn pod(name: NamespacedName) -> Self {
-        Self { kind: TargetKind::Pod, name }
+        Self::new(TargetKind::Pod, name)
     }
 
     /// A network interface's.
     pub fn network_interface(name: NamespacedName) -> Self {
-        Self { kind: TargetKind::NetworkInterface, name }
+        Self::new(TargetKind::NetworkInterface, name)
     }
 
     /// As slices write it, whose namespace is the target's.
     pub fn in_namespace(&self) -> String {
-        format!("{}/{}", self.kind.short_name(), self.name.name)
+        let network = self.network.as_ref().map(|network| format!("@{network}")).unwrap_or_default();
+        format!("{}/{}{network}", self.kind.short_name(), self.name.name)
     }
 
     /// Reads what slices of a namespace say.
@@ -65,16 +109,21 @@ impl TargetName {
         let (kind, name) = text.split_once('/')?;
         let kinds = [TargetKind::Pod, TargetKind::NetworkInterface];
         let kind = kinds.into_iter().find(|known| known.short_name() == kind)?;
-        Some(Self { kind, name: NamespacedName::new(namespace, name) })
+        let (name, network) = match name.split_once('@') {
+            Some((name, network)) => (name, Some(network.parse().ok()?)),
+            None => (name, None),
+        };
+        Some(Self { kind, name: NamespacedName::new(namespace, name), network })
     }
 }
 
 impl fmt::Display for TargetName {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.kind {
-            TargetKind::Pod => write!(f, "{}", self.name),
-            kind => write!(f, "{} {}", kind.short_name(), self.name),
+            TargetKind::Pod => write!(f, "{}", self.name)?,
+            kind => write!(f, "{} {}", kind.short_name(), self.name)?,
         }
+        self.network.iter().try_for_each(|network| write!(f, " on {network}"))
     }
 }
 
@@ -96,6 +145,8 @@ pub struct Target {
     pub kind: TargetKind,
     /// Its name.
     pub name: NamespacedName,
+    /// The network on which it is this target; `None`: the one that Kubernetes gives it.
+    pub network: Option<NamespacedName>,
     /// Its uid; a pod's as its node knows it.
     pub uid: String,
     /// The generation of what was last seen.
@@ -114,6 +165,10 @@ pub struct Target {
     pub extra_addresses: Option<String>,
     /// Where it says which device leads to it; of a pod the node finds out.
     pub device: Option<DeclaredDevice>,
+    /// The uid of the virtual machine that runs in this pod.
+    pub machine: Option<String>,
+    /// The other networks that it is attached to, by its interfaces.
+    pub networks: BTreeMap<String, NamespacedName>,
     reported: BTreeSet<IpAddr>,
     /// What its node knows better than its status.
     known: Option<BTreeSet<IpAddr>>,
@@ -122,7 +177,20 @@ pub struct Target {
 impl Target {
     /// What identifies it.
     pub fn key(&self) -> TargetName {
-        TargetName { kind: self.kind, name: self.name.clone() }
+        TargetName { kind: self.kind, name: self.name.clone(), network: self.network.clone() }
+    }
+
+    /// The same pod on another network, where it has these addresses.
+    pub(super) fn on(&self, network: NamespacedName, addresses: impl IntoIterator<Item = IpAddr>) -> Self {
+        Self {
+            network: Some(network),
+            networks: BTreeMap::new(),
+            // What it asks for beside its own addresses, it asks for on the network of Kubernetes.
+            extra_addresses: None,
+            reported: addresses.into_iter().filter(|address| is_own(*address)).collect(),
+            known: None,
+            ..self.clone()
+        }
     }
 
     /// The addresses that it claims and that could be one target's own.
@@ -149,9 +217,11 @@ impl From<&core::Pod> for Target {
         let ips = status.and_then(|s| s.pod_ips.as_ref()).into_iter().flatten();
         let addresses = ips.filter_map(|ip| ip.ip.parse().ok()).filter(|a| is_own(*a));
         let annotation = |name: &str| pod.metadata.annotations.as_ref().and_then(|a| a.get(name));
+        let name = name_of(&pod.metadata);
         Self {
             kind: TargetKind::Pod,
-            name: name_of(&pod.metadata),
+            network: None,
+            name: name.clone(),
             // Of a static pod the API server shows a mirror, which has a uid of its own and says in an annotation which one
             // the node uses.
             uid: annotation("kubernetes.io/config.mirror").or(pod.metadata.uid.as_ref()).cloned().unwrap_or_default(),
@@ -164,6 +234,11 @@ impl From<&core::Pod> for Target {
             terminating: pod.metadata.deletion_timestamp.is_some(),
             extra_addresses: annotation(EXTRA_ADDRESSES).cloned(),
             device: None,
+            machine: kubevirt::machine_of(&pod.metadata),
+            networks: match annotation(NETWORK_STATUS) {
+                Some(status) if !host_network => networks::of_status(&name.namespace, status),
+                _ => BTreeMap::new(),
+            },
             reported: if host_network { BTreeSet::new() } else { addresses.collect() },
             known: None,
         }
@@ -176,6 +251,7 @@ impl From<&NetworkInterface> for Target {
         Self {
             kind: TargetKind::NetworkInterface,
             name: name_of(metadata),
+            network: None,
             uid: metadata.uid.clone().unwrap_or_default(),
             generation: metadata.generation.unwrap_or_default(),
             labels: Arc::new(metadata.labels.clone().unwrap_or_default()),
@@ -189,6 +265,8 @@ impl From<&NetworkInterface> for Target {
                 mac: spec.mac_address.clone(),
                 link_local: spec.addresses.iter().copied().filter(|a| !is_own(*a)).collect(),
             }),
+            machine: None,
+            networks: BTreeMap::new(),
             reported: spec.addresses.iter().copied().filter(|a| is_own(*a)).collect(),
             known: None,
         }
@@ -270,22 +348,24 @@ pub struct Binding {
     /// The groups it attaches, whether they exist or not.
     pub groups: BTreeSet<NamespacedName>,
     /// What it selects; `None`: nothing.
-    pub selector: Option<(TargetKind, Selector)>,
+    pub selector: Option<(SelectorKind, Selector)>,
+    /// The networks on which it does; none: the one of Kubernetes.
+    pub networks: BTreeSet<NamespacedName>,
     /// What is wrong with the generation last seen.
     pub error: Option<String>,
 }
 
 impl PartialEq for Binding {
     fn eq(&self, other: &Self) -> bool {
-        let Self { name, uid, generation, groups, selector, error } = self;
+        let Self { name, uid, generation, groups, selector, networks, error } = self;
         // Selectors do not compare, but print all that they say.
-        (name, uid, generation, groups, error)
-            == (&other.name, &other.uid, &other.generation, &other.groups, &other.error)
+        (name, uid, generation, groups, networks, error)
+            == (&other.name, &other.uid, &other.generation, &other.groups, &other.networks, &other.error)
             && printed(selector.as_ref()) == printed(other.selector.as_ref())
     }
 }
 
-fn printed(selector: Option<&(TargetKind, Selector)>) -> Option<(TargetKind, String)> {
+fn printed(selector: Option<&(SelectorKind, Selector)>) -> Option<(SelectorKind, String)> {
     selector.map(|(kind, selector)| (*kind, selector.to_string()))
 }
 
@@ -298,6 +378,7 @@ impl Binding {
             generation: metadata.generation.unwrap_or_default(),
             groups: BTreeSet::new(),
             selector: None,
+            networks: BTreeSet::new(),
             error: Some(error),
         }
     }
@@ -306,9 +387,12 @@ impl Binding {
 impl From<&SecurityGroupBinding> for Binding {
     fn from(binding: &SecurityGroupBinding) -> Self {
         let (kind, field, selector) = match &binding.spec.target {
-            api::Target::PodSelector(selector) => (TargetKind::Pod, "podSelector", selector),
+            api::Target::PodSelector(selector) => (SelectorKind::Pod, "podSelector", selector),
+            api::Target::VirtualMachineSelector(selector) => {
+                (SelectorKind::VirtualMachine, "virtualMachineSelector", selector)
+            }
             api::Target::NetworkInterfaceSelector(selector) => {
-                (TargetKind::NetworkInterface, "networkInterfaceSelector", selector)
+                (SelectorKind::NetworkInterface, "networkInterfaceSelector", selector)
             }
         };
         let malformed = |error| Self::malformed(&binding.metadata, error);
@@ -319,7 +403,9 @@ impl From<&SecurityGroupBinding> for Binding {
                 let groups = binding.spec.security_groups.iter();
                 parsed.groups =
                     groups.map(|LocalGroupReference { name }| NamespacedName::new(&*namespace, name)).collect();
-                Self { selector: Some((kind, selector)), error: None, ..parsed }
+                let networks = binding.spec.networks.iter().flatten();
+                let networks = networks.map(|text| networks::network(&namespace, text)).collect();
+                Self { selector: Some((kind, selector)), networks, error: None, ..parsed }
             }
             Err(error) => malformed(format!("spec.target.{field}: {error}")),
         }

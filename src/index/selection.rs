@@ -1,9 +1,10 @@
 //! Which bindings select which targets: label-sets × selectors, never targets × bindings.
 //!
-//! Targets of one kind and namespace with the same labels share one entry, so a Deployment's thousandth pod costs no matching at
-//! all; and a selector that asks for a label is only tried on label-sets that have it.
+//! Targets of one kind, namespace and network with the same labels share one entry, so a Deployment's thousandth pod costs no matching at
+//! all; and a selector that asks for a label is only tried on label-sets that have it. A target can have more than one set of
+//! labels, each for another kind of selector: the pod of a virtual machine has its own and the machine's.
 
-use super::objects::{TargetKind, TargetName};
+use super::objects::{SelectorKind, TargetName};
 use crate::policy::NamespacedName;
 use kube::core::{Expression, Selector, SelectorExt};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
@@ -26,13 +27,31 @@ pub struct Matched {
 /// See the module.
 #[derive(Debug, Default)]
 pub struct Selection {
-    namespaces: HashMap<(String, TargetKind), Namespace>,
-    /// What each binding selects.
-    kinds: HashMap<NamespacedName, TargetKind>,
+    places: HashMap<Place, Candidates>,
+    /// Where each binding selects.
+    bindings: HashMap<NamespacedName, Vec<Place>>,
+}
+
+/// What a selector is tried on: the targets of its namespace and kind, on one network.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+struct Place {
+    namespace: String,
+    kind: SelectorKind,
+    network: Option<NamespacedName>,
+}
+
+impl Place {
+    fn of(kind: SelectorKind, target: &TargetName) -> Self {
+        Self { namespace: target.name.namespace.clone(), kind, network: target.network.clone() }
+    }
+
+    fn target(&self, name: NamespacedName) -> TargetName {
+        TargetName { kind: self.kind.target(), name, network: self.network.clone() }
+    }
 }
 
 #[derive(Debug, Default)]
-struct Namespace {
+struct Candidates {
     label_sets: HashMap<Labels, LabelSet>,
     targets: HashMap<NamespacedName, Labels>,
     bindings: HashMap<NamespacedName, Bound>,
@@ -56,82 +75,83 @@ struct Bound {
 }
 
 impl Selection {
-    /// A target has these labels now.
-    pub fn set_target(&mut self, target: &TargetName, labels: Labels) -> Vec<Matched> {
-        let namespace = self.namespaces.entry(place(target)).or_default();
-        if namespace.targets.get(&target.name) == Some(&labels) {
+    /// To selectors of this kind, a target has these labels now; `None`: it is none of theirs.
+    pub fn set_labels(&mut self, kind: SelectorKind, target: &TargetName, labels: Option<Labels>) -> Vec<Matched> {
+        let place = Place::of(kind, target);
+        if self.places.get(&place).and_then(|n| n.targets.get(&target.name)) == labels.as_ref() {
             return Vec::new();
         }
-        let before = namespace.leave(&target.name);
-        let after = namespace.enter(&target.name, labels);
+        let candidates = self.places.entry(place.clone()).or_default();
+        let before = candidates.leave(&target.name);
+        let after = labels.map(|labels| candidates.enter(&target.name, labels)).unwrap_or_default();
+        self.tidy(&place);
         let matched =
             |binding: &NamespacedName, selected| Matched { binding: binding.clone(), target: target.clone(), selected };
         let lost = before.difference(&after).map(|b| matched(b, false));
         lost.chain(after.difference(&before).map(|b| matched(b, true))).collect()
     }
 
-    /// A target is gone.
-    pub fn remove_target(&mut self, target: &TargetName) -> Vec<Matched> {
-        let place = place(target);
-        let Some(namespace) = self.namespaces.get_mut(&place) else { return Vec::new() };
-        let before = namespace.leave(&target.name);
-        self.tidy(&place);
-        before.into_iter().map(|binding| Matched { binding, target: target.clone(), selected: false }).collect()
-    }
-
-    /// A binding selects by this now; by nothing, if `None`.
-    pub fn set_binding(&mut self, binding: &NamespacedName, selector: Option<(TargetKind, Selector)>) {
+    /// A binding selects by this now, on these networks, or if there are none on the one of Kubernetes; without a selector it
+    /// selects nothing.
+    pub fn set_binding(
+        &mut self,
+        binding: &NamespacedName,
+        selector: Option<(SelectorKind, Selector)>,
+        networks: &BTreeSet<NamespacedName>,
+    ) {
         self.remove_binding(binding);
-        if let Some((kind, selector)) = selector {
-            self.kinds.insert(binding.clone(), kind);
-            self.namespaces.entry((binding.namespace.clone(), kind)).or_default().bind(binding, selector);
+        let Some((kind, selector)) = selector else { return };
+        let networks: Vec<Option<NamespacedName>> =
+            if networks.is_empty() { vec![None] } else { networks.iter().cloned().map(Some).collect() };
+        for network in networks {
+            let place = Place { namespace: binding.namespace.clone(), kind, network };
+            self.places.entry(place.clone()).or_default().bind(binding, selector.clone());
+            self.bindings.entry(binding.clone()).or_default().push(place);
         }
     }
 
     /// A binding is gone.
     pub fn remove_binding(&mut self, binding: &NamespacedName) {
-        let Some(kind) = self.kinds.remove(binding) else { return };
-        let place = (binding.namespace.clone(), kind);
-        if let Some(namespace) = self.namespaces.get_mut(&place) {
-            namespace.unbind(binding);
-            self.tidy(&place);
+        for place in self.bindings.remove(binding).unwrap_or_default() {
+            if let Some(candidates) = self.places.get_mut(&place) {
+                candidates.unbind(binding);
+                self.tidy(&place);
+            }
         }
     }
 
     /// The bindings that select a target.
     pub fn bindings_of(&self, target: &TargetName) -> impl Iterator<Item = &NamespacedName> {
-        self.namespaces
-            .get(&place(target))
-            .and_then(|n| n.label_sets.get(n.targets.get(&target.name)?))
-            .into_iter()
-            .flat_map(|set| &set.bindings)
+        let label_sets = SelectorKind::ALL.map(|kind| {
+            let candidates = self.places.get(&Place::of(kind, target)).filter(|_| kind.target() == target.kind)?;
+            candidates.label_sets.get(candidates.targets.get(&target.name)?)
+        });
+        label_sets.into_iter().flatten().flat_map(|set| &set.bindings)
     }
 
     /// The targets that a binding selects.
     pub fn targets_of(&self, binding: &NamespacedName) -> impl Iterator<Item = TargetName> + '_ {
-        let found = self.kinds.get(binding).and_then(|kind| {
-            let namespace = self.namespaces.get(&(binding.namespace.clone(), *kind))?;
-            Some((*kind, namespace, namespace.bindings.get(binding)?))
-        });
-        found.into_iter().flat_map(|(kind, namespace, bound)| {
-            let sets = bound.label_sets.iter().filter_map(|labels| namespace.label_sets.get(labels));
-            sets.flat_map(|set| set.targets.iter().cloned()).map(move |name| TargetName { kind, name })
+        let places = self.bindings.get(binding).into_iter().flatten();
+        let found: Vec<(&Place, &Candidates, &Bound)> = places
+            .filter_map(|place| {
+                let candidates = self.places.get(place)?;
+                Some((place, candidates, candidates.bindings.get(binding)?))
+            })
+            .collect();
+        found.into_iter().flat_map(|(place, candidates, bound)| {
+            let sets = bound.label_sets.iter().filter_map(|labels| candidates.label_sets.get(labels));
+            sets.flat_map(|set| set.targets.iter().cloned()).map(|name| place.target(name))
         })
     }
 
-    fn tidy(&mut self, place: &(String, TargetKind)) {
-        if self.namespaces.get(place).is_some_and(|n| n.targets.is_empty() && n.bindings.is_empty()) {
-            self.namespaces.remove(place);
+    fn tidy(&mut self, place: &Place) {
+        if self.places.get(place).is_some_and(|c| c.targets.is_empty() && c.bindings.is_empty()) {
+            self.places.remove(place);
         }
     }
 }
 
-/// Where a target is looked for.
-fn place(target: &TargetName) -> (String, TargetKind) {
-    (target.name.namespace.clone(), target.kind)
-}
-
-impl Namespace {
+impl Candidates {
     /// Takes a target out of its label-set, and tells which bindings selected it.
     fn leave(&mut self, target: &NamespacedName) -> BTreeSet<NamespacedName> {
         let Some(labels) = self.targets.remove(target) else { return BTreeSet::new() };

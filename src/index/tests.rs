@@ -49,7 +49,8 @@ fn mk_binding(binding: &str, groups: &[&str], selector: Option<Selector>) -> Bin
         uid: format!("uid-{binding}"),
         generation: 1,
         groups: groups.iter().map(|g| name(g)).collect(),
-        selector: selector.map(|selector| (TargetKind::Pod, selector)),
+        selector: selector.map(|selector| (SelectorKind::Pod, selector)),
+        networks: BTreeSet::new(),
         error: None,
     }
 }
@@ -75,6 +76,134 @@ fn addresses(index: &Index, group: &str) -> Vec<String> {
         index.members(&name(group)).flat_map(|p| index.addresses(p)).map(|a| a.to_string()).collect();
     all.sort();
     all
+}
+
+fn mk_launcher(pod: &str, machine: &str, labels: Value, ips: &[&str]) -> Target {
+    let mut launcher = mk_pod(pod, labels, ips);
+    launcher.machine = Some(machine.to_owned());
+    launcher
+}
+
+fn mk_machine(uid: &str, labels: &[(&str, &str)]) -> Machine {
+    let labels = labels.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect();
+    Machine { uid: uid.to_owned(), labels: Arc::new(labels) }
+}
+
+fn mk_machine_binding(binding: &str, groups: &[&str]) -> Binding {
+    let selector = app().map(|selector| (SelectorKind::VirtualMachine, selector));
+    Binding { selector, ..mk_binding(binding, groups, None) }
+}
+
+const HERE: MachineSource = MachineSource(0);
+const COMING: MachineSource = MachineSource(1);
+
+#[test]
+fn a_machine_is_selected_by_its_own_labels_and_before_they_are_known_by_its_pods() {
+    let mut index = Index::default();
+    index.apply_binding(mk_machine_binding("vm", &["web"]));
+    index.apply_target(mk_pod("other", json!({"app": "web"}), &["10.0.0.9"]));
+    index.apply_target(mk_launcher("launcher", "u1", json!({"app": "web"}), &["10.0.0.1"]));
+    assert_eq!(addresses(&index, "web"), ["10.0.0.1"], "only of machines, and at once");
+
+    let changes = index.apply_machine(HERE, mk_machine("u1", &[("app", "web"), ("tier", "db")]));
+    assert!(changes.is_empty(), "{changes:?}");
+    let changes = index.apply_machine(HERE, mk_machine("u1", &[("tier", "db")]));
+    assert_eq!(changes.members, [(name("web"), pod("launcher"))].into());
+    assert_eq!(addresses(&index, "web"), [""; 0], "whatever the pod still says");
+    index.apply_target(mk_launcher("launcher", "u1", json!({"app": "web", "more": "so"}), &["10.0.0.1"]));
+    assert_eq!(addresses(&index, "web"), [""; 0], "and goes on to say");
+
+    // Selectors of pods see the pod.
+    index.apply_binding(mk_binding("pods", &["pods"], app()));
+    assert_eq!(addresses(&index, "pods"), ["10.0.0.1", "10.0.0.9"]);
+    index.apply_machine(HERE, mk_machine("u1", &[("app", "web")]));
+    assert_eq!(index.bindings_of(&pod("launcher")).map(|b| &*b.name.name).collect::<Vec<_>>(), ["pods", "vm"]);
+    index.delete_target(&pod("launcher"));
+    assert_eq!((addresses(&index, "web"), index.runs_machines()), (vec![], false));
+}
+
+#[test]
+fn a_machine_that_no_watch_shows_any_more_keeps_its_groups_while_a_pod_runs_it() {
+    let mut index = Index::default();
+    index.apply_binding(mk_machine_binding("vm", &["web"]));
+    index.update(Update::Machines(COMING, vec![mk_machine("u1", &[("app", "web")]), mk_machine("u2", &[])]));
+    index.apply_target(mk_launcher("target", "u1", json!({}), &["10.0.0.1"]));
+    assert_eq!(addresses(&index, "web"), ["10.0.0.1"]);
+    // It has arrived: one watch begins to show it, the other ceases to.
+    index.update(Update::Machine(HERE, mk_machine("u1", &[("app", "web")])));
+    index.update(Update::Machines(COMING, vec![]));
+    assert_eq!(index.machines_seen_by(HERE).collect::<Vec<_>>(), ["u1"]);
+    index.update(Update::NoMachine(HERE, "u1".into()));
+    index.apply_target(mk_launcher("target", "u1", json!({}), &["10.0.0.2"]));
+    assert_eq!(addresses(&index, "web"), ["10.0.0.2"]);
+    // What is gone altogether is forgotten; what comes with the name of the pod is another.
+    index.delete_target(&pod("target"));
+    index.apply_target(mk_launcher("target", "u1", json!({}), &["10.0.0.1"]));
+    assert_eq!(addresses(&index, "web"), [""; 0]);
+}
+
+#[test]
+fn s10_the_pods_of_one_machine_may_share_its_address() {
+    let mut index = Index::default();
+    index.apply_binding(mk_machine_binding("vm", &["web"]));
+    let web = || json!({"app": "web"});
+    index.apply_target(mk_launcher("source", "u1", web(), &["10.0.0.1"]));
+    index.apply_target(mk_launcher("target", "u1", web(), &["10.0.0.1"]));
+    assert_eq!(addresses(&index, "web"), ["10.0.0.1", "10.0.0.1"]);
+    index.apply_target(mk_launcher("thief", "u2", web(), &["10.0.0.1"]));
+    assert_eq!(addresses(&index, "web"), [""; 0]);
+    index.apply_target(mk_pod("thief", json!({}), &["10.0.0.1"]));
+    assert_eq!(addresses(&index, "web"), [""; 0]);
+    index.delete_target(&pod("thief"));
+    index.delete_target(&pod("source"));
+    assert_eq!(addresses(&index, "web"), ["10.0.0.1"]);
+}
+
+#[test]
+fn a_pod_is_another_target_on_each_of_its_networks() {
+    let storage = || name("storage");
+    let mut index = Index::default();
+    let mut db = mk_pod("db", json!({"app": "web"}), &["10.0.0.1"]);
+    db.networks = [("net1".to_owned(), storage())].into();
+    index.apply_binding(mk_binding("front", &["web"], app()));
+    index.apply_binding(Binding { networks: [storage()].into(), ..mk_binding("back", &["storage"], app()) });
+    index.apply_target(db.clone());
+    let on_storage = TargetName { network: Some(storage()), ..pod("db") };
+    let attached = |uid: &str, address: &str| {
+        Some(Attached { uid: uid.into(), addresses: [(storage(), [address.parse().unwrap()].into())].into() })
+    };
+    let members = |index: &Index| (addresses(index, "web"), addresses(index, "storage"));
+    assert!(index.is_target(&name("back"), &on_storage) && !index.is_target(&name("back"), &pod("db")));
+    assert_eq!(
+        members(&index),
+        (vec!["10.0.0.1".into()], vec![]),
+        "what a pod says of its address there is not believed"
+    );
+    assert!(index.set_attached(&name("db"), "n2", attached("", "10.30.0.9")).is_empty(), "nor what another node says");
+    assert!(index.set_attached(&name("db"), "n1", attached("another", "10.30.0.9")).is_empty(), "nor of another pod");
+    let changes = index.set_attached(&name("db"), "n1", attached("", "10.30.0.1"));
+    assert_eq!(changes.members, [(name("storage"), on_storage.clone())].into());
+    assert_eq!(members(&index), (vec!["10.0.0.1".into()], vec!["10.30.0.1".into()]));
+    assert_eq!((index.pods().count(), index.all_targets().count()), (1, 2));
+    assert_eq!(TargetName::parse("shop", &on_storage.in_namespace()), Some(on_storage.clone()));
+
+    // Of all networks that a binding names, and none else.
+    index.apply_binding(Binding { networks: [name("other")].into(), ..mk_binding("back", &["storage"], app()) });
+    assert_eq!(addresses(&index, "storage"), [""; 0]);
+    index.apply_binding(Binding {
+        networks: [name("other"), storage()].into(),
+        ..mk_binding("back", &["storage"], app())
+    });
+    assert_eq!(addresses(&index, "storage"), ["10.30.0.1"]);
+    // It leaves the network, comes again, and goes.
+    db.networks.clear();
+    index.apply_target(db.clone());
+    assert_eq!(index.all_targets().count(), 1);
+    db.networks = [("net1".to_owned(), storage())].into();
+    index.apply_target(db);
+    assert_eq!(addresses(&index, "storage"), ["10.30.0.1"]);
+    index.delete_target(&pod("db"));
+    assert_eq!((members(&index), index.all_targets().count()), ((vec![], vec![]), 0));
 }
 
 #[test]
@@ -153,7 +282,7 @@ fn a_binding_selects_one_kind_and_names_of_different_kinds_are_different() {
     index.apply_target(mk_pod("db", json!({"app": "web"}), &["10.0.0.1"]));
     index.apply_target(mk_interface("db", json!({"app": "web"}), &["10.0.0.2", "fe80::2"]));
     index.apply_binding(mk_binding("pods", &["pods"], app()));
-    let of_interfaces = app().map(|selector| (TargetKind::NetworkInterface, selector));
+    let of_interfaces = app().map(|selector| (SelectorKind::NetworkInterface, selector));
     index.apply_binding(Binding { selector: of_interfaces.clone(), ..mk_binding("nics", &["nics"], None) });
     assert_eq!(
         (addresses(&index, "pods"), addresses(&index, "nics")),

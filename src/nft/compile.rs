@@ -10,6 +10,9 @@ use crate::policy::{
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
+/// Ends one direction, not both: it leads back to the base chain, as profiles are jumped to, and chains in them gone to.
+const ACCEPTED: &str = "return";
+
 /// The compiled rules of one distinct combination of groups.
 #[derive(Clone, Debug)]
 pub struct Profile {
@@ -95,10 +98,7 @@ impl Builder {
             for (axis, rows) in axes {
                 self.axis(family, view, axis, rows, &mut rules);
             }
-            rules.push(match view.direction() {
-                Direction::Ingress => format!("goto {DENIED_INGRESS}"),
-                Direction::Egress => format!("goto {DENIED_EGRESS}"),
-            });
+            rules.push(denied(view));
         }
         let prefix = match view {
             View::Ingress => "in",
@@ -143,8 +143,12 @@ impl Builder {
                 let mut merged = Remotes::default();
                 active.iter().for_each(|&row| merged.merge(&remotes[row]));
                 match self.accept(family, view, "", &merged) {
-                    anyone if anyone == ["accept"] => "accept".to_owned(),
-                    rules => format!("jump {}", self.chain(&format!("from{}", digit(family)), rules)),
+                    anyone if anyone == [ACCEPTED] => ACCEPTED.to_owned(),
+                    mut rules => {
+                        // A port is in one segment only, so no other rule of this profile is about it.
+                        rules.push(denied(view));
+                        format!("goto {}", self.chain(&format!("from{}", digit(family)), rules))
+                    }
                 }
             });
             (range, verdict.clone())
@@ -169,7 +173,7 @@ impl Builder {
     fn accept(&mut self, family: Family, view: View, matching: &str, remotes: &Remotes) -> Vec<String> {
         let Remotes { cidrs, groups } = remotes;
         if cidrs.covers(family) {
-            return vec![format!("{matching}accept")];
+            return vec![format!("{matching}{ACCEPTED}")];
         }
         let ip = if family == Family::V4 { "ip" } else { "ip6" };
         let remote = match view {
@@ -180,16 +184,16 @@ impl Builder {
         let mut rules = Vec::new();
         // Groups first: a lookup in their hash sets is cheaper than one in an interval set.
         for group in groups {
-            rules.push(format!("{matching}{remote} @{} accept", Name::group_set(group, family)));
+            rules.push(format!("{matching}{remote} @{} {ACCEPTED}", Name::group_set(group, family)));
             self.remotes.insert(group.clone());
         }
         let nets: Vec<_> = cidrs.nets().collect();
         match nets.as_slice() {
             [] => {}
-            [net] => rules.push(format!("{matching}{remote} {net} accept")),
+            [net] => rules.push(format!("{matching}{remote} {net} {ACCEPTED}")),
             _ => {
                 let set = self.constant(&format!("c{}", digit(family)), Constant::Cidrs(family, nets));
-                rules.push(format!("{matching}{remote} @{set} accept"));
+                rules.push(format!("{matching}{remote} @{set} {ACCEPTED}"));
             }
         }
         rules
@@ -204,6 +208,14 @@ impl Builder {
         let name = Name::hashed(prefix, &format!("{constant:?}"));
         self.constants.entry(name.clone()).or_insert_with(|| Arc::new(constant));
         name
+    }
+}
+
+/// What becomes of what no rule accepts.
+fn denied(view: View) -> String {
+    match view.direction() {
+        Direction::Ingress => format!("goto {DENIED_INGRESS}"),
+        Direction::Egress => format!("goto {DENIED_EGRESS}"),
     }
 }
 
@@ -262,4 +274,49 @@ fn join(elements: Vec<(std::ops::RangeInclusive<u16>, String)>) -> Vec<(std::ops
         }
     }
     joined
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::policy::{Group, parse_cidr};
+
+    #[test]
+    fn what_is_accepted_ends_one_direction_and_what_is_not_ends_both() {
+        let anyone = Remote::Cidrs(["0.0.0.0/0", "::/0"].iter().map(|cidr| parse_cidr(cidr).unwrap()).collect());
+        let app = Remote::Group(NamespacedName::new("shop", "app"));
+        let some = Remote::Cidrs(["10.0.0.0/8", "fd00::/8"].iter().map(|cidr| parse_cidr(cidr).unwrap()).collect());
+        let tcp = |ports: &[u16], remote: &Remote| Rule {
+            traffic: Traffic::Ports(Transport::Tcp, ports.iter().map(|port| *port..=*port).collect()),
+            remote: remote.clone(),
+        };
+        let many: Vec<u16> = (1..60).map(|i| i * 3).collect();
+        let rules = vec![
+            tcp(&[80], &anyone),
+            tcp(&many, &app),
+            tcp(&[81, 82], &some),
+            Rule { traffic: Traffic::Icmp(IcmpMatch::Both), remote: some.clone() },
+            Rule { traffic: Traffic::Any, remote: app },
+        ];
+        let group = Group { ingress: rules.clone(), egress: rules };
+        let profile = compile(&[(NamespacedName::new("shop", "web"), Arc::new(group))].into());
+        let leads = |verdict: &str| {
+            let chain = verdict.strip_prefix("goto ").map(|name| profile.constants.keys().any(|n| n.as_str() == name));
+            verdict == "return" || chain == Some(true)
+        };
+        let entered: BTreeSet<&Name> = profile.chains.values().flat_map(BTreeMap::values).collect();
+        for (name, constant) in &profile.constants {
+            match constant.as_ref() {
+                Constant::Chain(rules) => {
+                    assert!(!rules.iter().any(|rule| rule.contains("accept") || rule.contains("jump")), "{rules:?}");
+                    let last = rules.last().unwrap();
+                    assert!(["goto denied_ingress", "goto denied_egress"].contains(&last.as_str()), "{rules:?}");
+                    assert!(entered.contains(name) || name.as_str().starts_with("from"), "{name}");
+                }
+                Constant::SinglePortVerdicts(elements) => assert!(elements.iter().all(|(_, verdict)| leads(verdict))),
+                Constant::PortVerdicts(elements) => assert!(elements.iter().all(|(_, verdict)| leads(verdict))),
+                Constant::Cidrs(..) | Constant::Ports(_) => {}
+            }
+        }
+    }
 }

@@ -2,14 +2,18 @@
 
 use super::listing::{Contents, Item};
 use super::model::{Constant, Ruleset, View, digit};
-use super::skeleton::SKELETON;
+use super::skeleton::{CACHE, FORWARD, SKELETON};
 use crate::policy::Family;
 use std::net::IpAddr;
 
 /// All of it. Elements are compared as addresses, however nft writes those.
 pub(super) fn expected(ruleset: &Ruleset) -> Contents<'_> {
     let Ruleset { constants, groups, guards } = ruleset;
-    let mut contents = Contents::of_skeleton(SKELETON);
+    let mut contents = Contents::of_skeleton(&[SKELETON, FORWARD].concat());
+    for set in CACHE {
+        // What packets put there has the set's own timeout: what would stay for longer is somebody else's.
+        contents.add("set", set, Item::with_any_elements(|element| !element.contains(" timeout ")));
+    }
     for (name, constant) in constants {
         let (kind, lines) = match constant.as_ref() {
             Constant::Chain(rules) => ("chain", Some(rules.len())),
@@ -32,7 +36,7 @@ pub(super) fn expected(ruleset: &Ruleset) -> Contents<'_> {
         contents.add("set", format!("self_{digit}"), Item::with_elements(count, itself));
         for (view, map) in [(View::Ingress, "ingress"), (View::Egress, "egress"), (View::Untracked, "untracked")] {
             let judged = move |element: &str| {
-                element.split_once(" : goto ").is_some_and(|(address, chain)| {
+                element.split_once(" : jump ").is_some_and(|(address, chain)| {
                     guard(address).and_then(|guard| guard.chains.get(&view)).is_some_and(|c| c.as_str() == chain)
                 })
             };

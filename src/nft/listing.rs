@@ -83,20 +83,26 @@ pub(super) struct Item<'a> {
 impl<'a> Item<'a> {
     /// With so many elements, each of which is one of those that should be there.
     pub(super) fn with_elements(count: usize, belongs: impl Fn(&str) -> bool + 'a) -> Self {
-        Self { elements: Some(Elements { count, belongs: Box::new(belongs) }), ..Self::default() }
+        Self { elements: Some(Elements { count: Some(count), belongs: Box::new(belongs) }), ..Self::default() }
+    }
+
+    /// With as many elements as there may be at the moment, each of which is one of those that may be there.
+    pub(super) fn with_any_elements(belongs: impl Fn(&str) -> bool + 'a) -> Self {
+        Self { elements: Some(Elements { count: None, belongs: Box::new(belongs) }), ..Self::default() }
     }
 }
 
 /// The elements of a set or map.
 pub(super) struct Elements<'a> {
-    count: usize,
+    /// How many; `None`: that is not known beforehand.
+    count: Option<usize>,
     belongs: Box<dyn Fn(&str) -> bool + 'a>,
 }
 
 impl Elements<'_> {
     /// Whether these are they. The kernel has no element twice.
     fn are(&self, listed: &[&str]) -> bool {
-        self.count == listed.len() && listed.iter().all(|element| (self.belongs)(element))
+        self.count.is_none_or(|count| count == listed.len()) && listed.iter().all(|element| (self.belongs)(element))
     }
 }
 

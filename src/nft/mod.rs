@@ -5,6 +5,7 @@
 //!
 //! - Profiles, port maps and CIDR sets are constants: named by a hash of what they say, shared, never edited in place.
 //! - What changes in place is data: the address sets of groups, and the maps from guarded addresses to profiles.
+//! - What both directions accepted is remembered, and forgotten with the next commit that may take something away.
 
 pub mod compile;
 pub mod exec;

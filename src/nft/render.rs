@@ -3,12 +3,14 @@
 //! A change is up to two transactions. The first adds what is new and nothing refers to yet; the second, the one commit that
 //! changes any verdict, edits elements and takes away what is no longer referred to. In a single transaction a packet that
 //! is half-way when the generation flips may follow a new map element into a chain that is still empty for it.
+//!
+//! With every commit that may take something away there is a new verdict cache.
 
 use super::expected::expected;
 use super::layout::{GUARDS, Layout, Plan, Replacement};
 use super::listing::Contents;
 use super::model::{Addresses, Constant, Guard, Name, Ruleset, View, digit};
-use super::skeleton::{BASE_CHAINS, SKELETON};
+use super::skeleton::{BASE_CHAINS, CACHE, FORWARD, SKELETON};
 use super::{STAND_IN, TABLE};
 use crate::policy::Family;
 use std::fmt::Write;
@@ -28,6 +30,7 @@ pub fn replacement(ruleset: &Ruleset) -> Replacement {
     let (mut built, mut guards, mut retired) = (Script::default(), Script::default(), Script::default());
     built.start(ruleset);
     guards.change_guards(&Ruleset::default(), ruleset);
+    guards.text.push_str(FORWARD);
     retired.line(format_args!("add table {TABLE}"));
     for chain in BASE_CHAINS {
         // "add" first, as flushing what is not there would fail.
@@ -40,11 +43,7 @@ pub fn replacement(ruleset: &Ruleset) -> Replacement {
     let uncover = format!("{}delete counter {STAND_IN} {GUARDS}\n", stand_in(&retired));
     Replacement {
         cover: vec![stand_in(&built), cover],
-        replace: vec![retired.text, built.text, guards.text, uncover, format!("delete table {STAND_IN}\n")]
-            .into_iter()
-            // Without anyone to guard there is nothing to say.
-            .filter(|script| !script.is_empty())
-            .collect(),
+        replace: vec![retired.text, built.text, guards.text, uncover, format!("delete table {STAND_IN}\n")],
     }
 }
 
@@ -53,6 +52,7 @@ pub fn full(ruleset: &Ruleset) -> String {
     let mut script = Script::default();
     script.start(ruleset);
     script.change_guards(&Ruleset::default(), ruleset);
+    script.text.push_str(FORWARD);
     script.text
 }
 
@@ -60,9 +60,14 @@ pub fn full(ruleset: &Ruleset) -> String {
 pub fn plan(old: &Ruleset, new: &Ruleset) -> Plan {
     let (mut stage, mut switch) = (Script::default(), Script::default());
     stage.add_all(old, new);
-    switch.change_groups(old, new);
+    switch.leave_groups(old, new);
     switch.change_guards(old, new);
     switch.remove_all(old, new);
+    if !switch.text.is_empty() {
+        switch.renew_cache();
+    }
+    // What is remembered stays true when groups get more members: rules only ever accept.
+    switch.join_groups(old, new);
     let unless_empty = |script: Script| Some(script.text).filter(|text| !text.is_empty());
     Plan { stage: unless_empty(stage), switch: unless_empty(switch) }
 }
@@ -107,6 +112,15 @@ impl Script {
         self.line(format_args!("delete table {TABLE}"));
         self.text.push_str(SKELETON);
         self.add_all(&Ruleset::default(), ruleset);
+    }
+
+    /// Forgets all verdicts: a new cache takes the place and the name of the old one.
+    fn renew_cache(&mut self) {
+        self.line(format_args!("flush chain {TABLE} forward"));
+        for set in CACHE {
+            self.line(format_args!("delete set {TABLE} {set}"));
+        }
+        self.text.push_str(FORWARD);
     }
 
     /// Adds constants and group sets that are new: first what others refer to.
@@ -159,19 +173,18 @@ impl Script {
         }
     }
 
-    /// The difference in the addresses of groups that stay.
-    fn change_groups(&mut self, old: &Ruleset, new: &Ruleset) {
-        for (name, (_, after)) in &new.groups {
-            let Some((_, before)) = old.groups.get(name) else { continue };
-            if !Arc::ptr_eq(before, after) {
-                self.change_group(name, before, after);
-            }
+    /// Takes addresses out of groups that stay.
+    fn leave_groups(&mut self, old: &Ruleset, new: &Ruleset) {
+        for (name, before, after) in changed_groups(old, new) {
+            self.elements("delete", name, before.difference(after));
         }
     }
 
-    fn change_group(&mut self, name: &Name, before: &Addresses, after: &Addresses) {
-        self.elements("delete", name, before.difference(after));
-        self.elements("add", name, after.difference(before));
+    /// Adds addresses to groups that were there before.
+    fn join_groups(&mut self, old: &Ruleset, new: &Ruleset) {
+        for (name, before, after) in changed_groups(old, new) {
+            self.elements("add", name, after.difference(before));
+        }
     }
 
     /// The difference in guarded addresses and their profiles.
@@ -188,7 +201,7 @@ impl Script {
             for (view, map) in [(View::Ingress, "ingress"), (View::Egress, "egress"), (View::Untracked, "untracked")] {
                 let map = format!("{map}_{digit}");
                 self.elements("delete", &map, gone.iter().map(|(address, _)| address));
-                self.elements("add", &map, come.iter().map(|(a, guard)| format!("{a} : goto {}", guard.chains[&view])));
+                self.elements("add", &map, come.iter().map(|(a, guard)| format!("{a} : jump {}", guard.chains[&view])));
             }
             let left: Vec<IpAddr> = gone.iter().map(|(a, _)| *a).filter(|a| !new.guards.contains_key(a)).collect();
             let entered: Vec<IpAddr> = come.iter().map(|(a, _)| *a).filter(|a| !old.guards.contains_key(a)).collect();
@@ -237,9 +250,76 @@ fn missing_from<'a>(ruleset: &'a Ruleset, other: &'a Ruleset) -> impl Iterator<I
     ruleset.constants.iter().filter(|(n, _)| !other.constants.contains_key(*n)).map(|(n, c)| (n, c.as_ref()))
 }
 
+/// Groups that stay, and whose addresses may not: those of before and those of now.
+fn changed_groups<'a>(
+    old: &'a Ruleset,
+    new: &'a Ruleset,
+) -> impl Iterator<Item = (&'a Name, &'a Addresses, &'a Addresses)> {
+    let both = new.groups.iter().filter_map(|(name, (_, after))| Some((name, &old.groups.get(name)?.1, after)));
+    both.filter(|(_, before, after)| !Arc::ptr_eq(before, after))
+}
+
 fn address_type(family: Family) -> &'static str {
     match family {
         Family::V4 => "ipv4_addr",
         Family::V6 => "ipv6_addr",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::compile;
+    use super::*;
+    use crate::policy::{Group, NamespacedName, Remote, Rule, Traffic, Transport};
+
+    /// Pods that take this port from a group with these members.
+    fn ruleset(pods: &[&str], port: u16, members: &[&str]) -> Ruleset {
+        let remote = Remote::Group(NamespacedName::new("shop", "app"));
+        let rule = Rule { traffic: Traffic::Ports(Transport::Tcp, [port..=port].into_iter().collect()), remote };
+        let group = Group { ingress: vec![rule], egress: vec![] };
+        let profile = compile(&[(NamespacedName::new("shop", "web"), Arc::new(group))].into());
+        let members: Addresses = Arc::new(members.iter().map(|a| a.parse().unwrap()).collect());
+        Ruleset::new(pods.iter().map(|a| (a.parse().unwrap(), &profile)), |_| members.clone())
+    }
+
+    #[test]
+    fn what_may_take_something_away_makes_the_cache_anew_in_the_same_commit() {
+        let (a, b, c) = ("10.0.0.1", "10.0.0.2", "fd00::3");
+        let old = ruleset(&[a], 80, &[b, c]);
+        for (what, new, anew) in [
+            ("a member comes", ruleset(&[a], 80, &[b, c, "10.0.0.4"]), 0),
+            ("a member goes", ruleset(&[a], 80, &[b]), 1),
+            ("one goes, one comes", ruleset(&[a], 80, &[b, "fd00::4"]), 1),
+            ("another port", ruleset(&[a], 81, &[b, c]), 1),
+            ("a guard comes", ruleset(&[a, b], 80, &[b, c]), 1),
+            ("a guard goes", ruleset(&[], 80, &[b, c]), 1),
+        ] {
+            let Plan { stage, switch } = plan(&old, &new);
+            let (stage, switch) = (stage.unwrap_or_default(), switch.unwrap());
+            assert_eq!(switch.matches(FORWARD).count(), anew, "{what}: {switch}");
+            assert_eq!(switch.matches("delete set inet ringfence accepted_").count(), 2 * anew, "{what}: {switch}");
+            assert!(!stage.contains("forward") && !stage.contains("accepted_"), "{what}: {stage}");
+        }
+    }
+
+    #[test]
+    fn nothing_is_remembered_before_there_are_guards() {
+        let Replacement { cover, replace } = replacement(&ruleset(&["10.0.0.1"], 80, &[]));
+        let ours = [&replace[1], &replace[2]].map(|script| (TABLE, script));
+        let stand_in = [&cover[0], &cover[1]].map(|script| (STAND_IN, script));
+        for [(table, built), (_, guards)] in [ours, stand_in] {
+            assert!(built.contains(&format!("add table {table}\n")) && !built.contains("chain forward"), "{built}");
+            assert!(guards.contains(&format!("add element {table} ingress_4 {{ 10.0.0.1")), "{guards}");
+            assert!(guards.contains(&FORWARD.replace(TABLE, table)), "{guards}");
+        }
+    }
+
+    #[test]
+    fn base_chains_of_every_layout_are_empty_before_their_table_goes() {
+        let Replacement { replace, .. } = replacement(&Ruleset::default());
+        for chain in ["forward", "egress_to_node", "egress", "ingress"] {
+            assert!(replace[0].contains(&format!("flush chain {TABLE} {chain}\n")));
+            assert!(replace[3].contains(&format!("flush chain {STAND_IN} {chain}\n")));
+        }
     }
 }

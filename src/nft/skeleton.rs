@@ -1,4 +1,4 @@
-//! The part of the table that never varies: base chains, maps, and what always works or never does.
+//! The part of the table that never varies: base chains, maps, the verdict cache, and what always works or never does.
 
 /// Where ingress ends that no rule allowed.
 pub const DENIED_INGRESS: &str = "denied_ingress";
@@ -7,17 +7,20 @@ pub const DENIED_EGRESS: &str = "denied_egress";
 /// Where packets of no connection end; the counter's name, as that of the two above is.
 pub const NO_TUPLE: &str = "no_tuple";
 
-/// Where packets come in.
-pub const BASE_CHAINS: [&str; 3] = ["egress", "egress_to_node", "ingress"];
+/// Where packets come in, in this layout and in earlier ones.
+pub const BASE_CHAINS: [&str; 4] = ["forward", "egress_to_node", "egress", "ingress"];
 
-/// Creates the empty table. One base chain per direction: an accept ends only its own direction.
+/// Creates the table, in which nobody is guarded. [`FORWARD`] comes with the guards.
+///
+/// What one direction accepts returns to the base chain, where the other one is judged.
 ///
 /// - Packets without a tuple cannot be judged by one: they are dropped by their header, except neighbour discovery.
 /// - A new TCP connection begins with SYN, a new SCTP association with INIT; what does not is the middle of one that was
 ///   cut, or of someone else's. (To conntrack, the heartbeat that any SCTP stack sends by itself would begin one, backwards.)
 /// - Every packet pays for the first rules, and most are of established connections: one comparison sends the others away.
 /// - Related ICMP errors carry the tuple of the connection they speak of, so they reach `denied_*` where no rule for ICMP
-///   lets them through: path MTU and unreachability always work. Redirects never do.
+///   lets them through: path MTU and unreachability always work. Redirects never do. What `related` accepts is accepted
+///   in both directions.
 pub const SKELETON: &str = "\
 table inet ringfence {
 	comment \"Ringfence: security groups for Kubernetes\"
@@ -49,8 +52,8 @@ table inet ringfence {
 	}
 	chain denied_egress {
 		jump related
-		udp sport 68 udp dport 67 accept
-		udp sport 546 udp dport 547 accept
+		meta l4proto udp ct original proto-src 68 ct reply proto-src 67 return
+		meta l4proto udp ct original proto-src 546 ct reply proto-src 547 return
 		counter name denied_egress drop
 	}
 
@@ -81,22 +84,63 @@ table inet ringfence {
 		ct state vmap { invalid : goto no_tuple, untracked : goto untracked, new : goto first }
 	}
 
-	chain egress {
-		type filter hook forward priority filter - 1; policy accept;
-		ct state invalid,untracked,new jump unusual
-		ct original ip saddr vmap @egress_4
-		ct original ip6 saddr vmap @egress_6
-	}
 	chain egress_to_node {
 		type filter hook input priority filter - 1; policy accept;
 		ct state invalid,untracked,new jump unusual_to_node
 		ct original ip saddr vmap @egress_4
 		ct original ip6 saddr vmap @egress_6
 	}
-	chain ingress {
+}
+";
+
+/// The verdict cache, by family.
+pub const CACHE: [&str; 2] = ["accepted_4", "accepted_6"];
+
+/// Judges what passes through the node, with an empty verdict cache.
+///
+/// Whether a packet passes depends on the rules and on its connection's addresses, protocol and destination port, and on
+/// nothing else. So what both directions accepted is remembered by these, and costs one lookup from then on.
+///
+/// - It holds for as long as no rule, member or guard changes but for more members: every other commit makes this anew.
+///   An emptied set would not do, as a packet under way may add to it what only the old rules accept. Packets have the
+///   rules of the base chain, and so its set, from beginning to end. A chain they jump to may be two commits ahead: none
+///   of those refers to the cache.
+/// - What depends on more is not remembered: ICMP has types in place of ports, and a client of DHCP is known by its source
+///   port. What begins no connection as it should (`unusual`) is dropped before anything is looked up.
+/// - When there is no room, packets are judged as if they were the first. Lookups do not make entries live longer, so
+///   every verdict is found anew within seconds. The size is one that the agent can read whenever it compares the table.
+pub const FORWARD: &str = "\
+table inet ringfence {
+	set accepted_4 { type ipv4_addr . ipv4_addr . inet_proto . inet_service; size 16384; flags dynamic,timeout; timeout 10s; }
+	set accepted_6 { type ipv6_addr . ipv6_addr . inet_proto . inet_service; size 16384; flags dynamic,timeout; timeout 10s; }
+
+	chain forward {
 		type filter hook forward priority filter; policy accept;
+		ct state invalid,untracked,new jump unusual
+		meta l4proto { 6, 17, 132 } ct original ip saddr . ct reply ip saddr . meta l4proto . ct reply proto-src @accepted_4 accept
+		meta l4proto { 6, 17, 132 } ct original ip6 saddr . ct reply ip6 saddr . meta l4proto . ct reply proto-src @accepted_6 accept
+		ct original ip saddr vmap @egress_4
+		ct original ip6 saddr vmap @egress_6
 		ct reply ip saddr vmap @ingress_4
 		ct reply ip6 saddr vmap @ingress_6
+		meta l4proto udp ct reply proto-src 67 accept
+		meta l4proto udp ct reply proto-src 547 accept
+		meta l4proto { 6, 17, 132 } add @accepted_4 { ct original ip saddr . ct reply ip saddr . meta l4proto . ct reply proto-src }
+		meta l4proto { 6, 17, 132 } add @accepted_6 { ct original ip6 saddr . ct reply ip6 saddr . meta l4proto . ct reply proto-src }
 	}
 }
 ";
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_the_base_chain_refers_to_the_cache() {
+        for set in CACHE {
+            assert!(!SKELETON.contains(set));
+            assert_eq!(FORWARD.matches(&format!("@{set}")).count(), 2, "one looks it up, one adds to it");
+        }
+        assert_eq!(FORWARD.matches("chain ").count(), 1);
+    }
+}

@@ -5,11 +5,11 @@
 
 use std::{fmt::Debug, pin::pin, time::Duration};
 
-use futures::{Stream, StreamExt};
+use futures::{Stream, StreamExt, TryStreamExt};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::{
     Api, Client, Resource,
-    core::{DeserializeGuard, error_boundary::InvalidObject},
+    core::{DeserializeGuard, PartialObjectMeta, error_boundary::InvalidObject},
     runtime::watcher::{self, Event, InitialListStrategy},
 };
 use serde::de::DeserializeOwned;
@@ -89,6 +89,34 @@ impl Watches {
         let api = Api::all(self.client.clone());
         tokio::spawn(feed(api, config, sink, readiness.register(name), self.timeline.clone()));
     }
+
+    /// Watches as [`feed`] does, and asks for nothing but the metadata of objects.
+    pub fn metadata_feed<K, S>(
+        &self,
+        config: watcher::Config,
+        sink: S,
+        ready: ReadyHandle,
+    ) -> impl Future<Output = ()> + Send + 'static
+    where
+        K: Resource<DynamicType = ()> + Clone + Debug + DeserializeOwned + Send + 'static,
+        S: Sink<PartialObjectMeta<K>> + Send + 'static,
+    {
+        let (api, timeline) = (Api::<PartialObjectMeta<K>>::all(self.client.clone()), self.timeline.clone());
+        let config = listing_first(config);
+        // What is guarded would be asked for whole.
+        let guarded = |object| DeserializeGuard(Ok(object));
+        let events = move || {
+            let events = watcher::watcher(api.clone(), config.clone());
+            events.map_ok(move |event| match event {
+                Event::Init => Event::Init,
+                Event::InitApply(object) => Event::InitApply(guarded(object)),
+                Event::InitDone => Event::InitDone,
+                Event::Apply(object) => Event::Apply(guarded(object)),
+                Event::Delete(object) => Event::Delete(guarded(object)),
+            })
+        };
+        follow(events, sink, ready, timeline)
+    }
 }
 
 /// Watches `api` into `sink` for ever; drop the future to stop. `ready` is set once the first list is complete and
@@ -103,7 +131,7 @@ impl Watches {
 pub async fn feed<K, S>(
     api: Api<DeserializeGuard<K>>,
     config: watcher::Config,
-    mut sink: S,
+    sink: S,
     ready: ReadyHandle,
     timeline: Timeline,
 ) where
@@ -111,13 +139,27 @@ pub async fn feed<K, S>(
     K::DynamicType: Default,
     S: Sink<K>,
 {
+    let config = listing_first(config);
+    follow(|| watcher::watcher(api.clone(), config.clone()), sink, ready, timeline).await;
+}
+
+fn listing_first(config: watcher::Config) -> watcher::Config {
+    watcher::Config { initial_list_strategy: InitialListStrategy::ListWatch, ..config }
+}
+
+/// Begins a watch whenever the one before has ended.
+async fn follow<K, S, W>(begin: impl Fn() -> W, mut sink: S, ready: ReadyHandle, timeline: Timeline)
+where
+    K: Resource,
+    K::DynamicType: Default,
+    S: Sink<K>,
+    W: Stream<Item = watcher::Result<Event<DeserializeGuard<K>>>>,
+{
     let kind = K::kind(&K::DynamicType::default()).into_owned();
-    let config = watcher::Config { initial_list_strategy: InitialListStrategy::ListWatch, ..config };
     loop {
         let mut breaks = timeline.breaks();
-        let stream = watcher::watcher(api.clone(), config.clone());
         tokio::select! {
-            () = drive(&kind, stream, &mut sink, &ready, &timeline) => {}
+            () = drive(&kind, begin(), &mut sink, &ready, &timeline) => {}
             _ = breaks.changed() => continue,
         }
         warn!(%kind, delay = ?RESTART_DELAY, "watch lost an event, will list anew");

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# Builds the probe and the images of the test cluster, each once, and prints
-# the folder that holds them as its last line: probe, toolbox.tar, coredns.tar.
+# Builds the test cluster's own programs and the images, each once, and prints
+# the folder that holds them as its last line: probe, secondary-networks,
+# toolbox.tar, coredns.tar.
 #
 # usage: images.sh TOOLS_BIN
 set -euo pipefail
@@ -10,7 +11,7 @@ tools=$1
 cache=${RINGFENCE_CACHE:-$HOME/.cache/ringfence}/images
 
 key=$({
-	cat "$here"/probe/* "$here"/images/*/Containerfile
+	cat "$here"/probe/* "$here"/secondary-networks/* "$here"/images/*/Containerfile
 	sha256sum </bin/busybox
 	readlink "$tools/coredns"
 	go env GOVERSION
@@ -38,7 +39,9 @@ image() {
 }
 
 mkdir -p "$scratch/out" "$scratch/toolbox/bin" "$scratch/coredns"
-(cd "$here/probe" && CGO_ENABLED=0 go build -trimpath -ldflags "-s -w" -o "$scratch/out/probe" .)
+for program in probe secondary-networks; do
+	(cd "$here/$program" && CGO_ENABLED=0 go build -trimpath -ldflags "-s -w" -o "$scratch/out/" .)
+done
 
 cp "$scratch/out/probe" /bin/busybox "$scratch/toolbox/bin/"
 for applet in $(busybox --list); do

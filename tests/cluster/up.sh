@@ -47,7 +47,8 @@ start_control_plane() {
 	start_service control controller-manager
 	start_service control scheduler
 	node_objects | kubectl apply -f - >/dev/null
-	kubectl apply -f "$cluster_sources/manifests/coredns.yaml" >/dev/null
+	kubectl apply -f "$cluster_sources/manifests/network-attachment-definitions.yaml" \
+		-f "$cluster_sources/manifests/coredns.yaml" >/dev/null
 }
 
 start_runtime() {

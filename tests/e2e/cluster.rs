@@ -135,7 +135,17 @@ pub fn get(arguments: &[&str]) -> Value {
 
 /// The rules, sets and maps that a node has in its kernel.
 pub fn table(node: &str) -> String {
-    on_node(node, &["nft", "list", "table", "inet", "ringfence"])
+    without_cache(&on_node(node, &["nft", "list", "table", "inet", "ringfence"]))
+}
+
+/// A listing without the verdict cache: what packets leave there comes and goes with them.
+pub fn without_cache(listing: &str) -> String {
+    let mut cache = false;
+    let lines = listing.split_inclusive('\n').filter(|line| {
+        cache = line.starts_with("\tset accepted_") || (cache && *line != "\t}\n");
+        !cache
+    });
+    lines.collect()
 }
 
 /// What a command in a node's network says, which must succeed.

@@ -1,9 +1,10 @@
 //! On to the nodes, from one version to the next and back, and off again, with Helm and without (S8).
 
-use super::cluster::{Namespace, Running, SOON, alone, command, eventually, folder, kubectl, output_of};
+use super::cluster::{Namespace, SOON, alone, command, eventually, folder, kubectl, output_of};
 use super::disruption::SYSTEM;
 use super::gate::{CONFLIST, NODES, is_in_place, on};
 use super::reach::Pod;
+use super::traffic::Traffic;
 use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, Instant};
@@ -68,7 +69,8 @@ fn helm(arguments: &[&str]) {
     output_of(helm);
 }
 
-fn agents_are_ready() {
+/// Waits until every agent has committed.
+pub fn agents_are_ready() {
     kubectl(&["-n", SYSTEM, "rollout", "status", "daemonset/ringfence-agent", "--timeout=120s"]);
 }
 
@@ -189,43 +191,4 @@ fn s8_an_upgrade_and_a_rollback_open_nothing_and_cut_nothing() {
     agents_are_ready();
     namespace.enforced();
     back.into_iter().for_each(|traffic| traffic.was_as_it_must_be("rolled back"));
-}
-
-/// What never stops between two pods, in both families.
-struct Traffic {
-    allowed: Vec<Running>,
-    denied: Vec<Running>,
-}
-
-impl Traffic {
-    /// TCP and UDP exchanges and echoes, which may pass, and attempts to connect to a port, which may not.
-    fn between(client: &Pod, server: &Pod, denied: Option<u16>) -> Self {
-        let start = |arguments: &[&str]| {
-            let mut probe = client.probes().probe();
-            probe.args(arguments).args(["--interval", "10ms", "--duration", "10m"]);
-            Running::start(probe)
-        };
-        let (mut allowed, mut attempts) = (Vec::new(), Vec::new());
-        for address in &server.addresses {
-            allowed.push(start(&["stream", "tcp", address, "80"]));
-            allowed.push(start(&["stream", "udp", address, "53"]));
-            allowed.push(start(&["stream", "icmp", address]));
-            if let Some(port) = denied {
-                attempts.push(start(&["hammer", "tcp", address, &port.to_string(), "--timeout", "300ms"]));
-            }
-        }
-        Self { allowed, denied: attempts }
-    }
-
-    /// Ends it: nothing of the one is lost, and nothing of the other came through.
-    fn was_as_it_must_be(self, when: &str) {
-        for said in self.allowed.into_iter().map(Running::stop) {
-            println!("{when}: {said}");
-            assert!(said.contains(" lost 0 ") && !said.contains("sent 0 "), "{when}: {said}");
-        }
-        for said in self.denied.into_iter().map(Running::stop) {
-            println!("{when}: {said}");
-            assert!(said.contains(" open 0 ") && !said.contains("tried 0 "), "{when}: {said}");
-        }
-    }
 }

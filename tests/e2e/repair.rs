@@ -1,6 +1,8 @@
 //! Others change a node's rules behind the agent's back: they come back at once, and it is told who did it (S8).
 
-use super::cluster::{Namespace, Running, SOON, agent, alone, command, eventually, get, kubectl, output_of, table};
+use super::cluster::{
+    Namespace, Running, SOON, agent, alone, command, eventually, get, kubectl, output_of, table, without_cache,
+};
 use super::reach::Pod;
 use std::process::Command;
 use std::time::{Duration, Instant};
@@ -53,9 +55,9 @@ impl Drop for Proxy {
 /// The words of the table, sorted, without what counts; `None`: there is no table.
 fn rules() -> Option<Vec<String>> {
     let list = command("node").args([NODE, "nft", "-s", "list", "table", "inet", "ringfence"]).output().unwrap();
+    let listing = without_cache(&String::from_utf8(list.stdout).unwrap());
     // Elements come in the order of a hash table, which is another one in a new table.
-    let mut words: Vec<String> =
-        String::from_utf8(list.stdout).unwrap().split([' ', ',', '\n', '\t']).map(str::to_owned).collect();
+    let mut words: Vec<String> = listing.split([' ', ',', '\n', '\t']).map(str::to_owned).collect();
     words.sort();
     list.status.success().then_some(words)
 }
@@ -104,8 +106,8 @@ fn s8_what_others_do_to_the_rules_of_a_node_is_undone_and_told() {
     let attacks = [
         "delete table inet ringfence".to_owned(),
         format!("delete element inet ringfence ingress_4 {{ {address} }}"),
-        "flush chain inet ringfence ingress".to_owned(),
-        "insert rule inet ringfence ingress accept".to_owned(),
+        "flush chain inet ringfence forward".to_owned(),
+        "insert rule inet ringfence forward accept".to_owned(),
         "add set inet ringfence extra { type ipv4_addr; }".to_owned(),
         "flush ruleset".to_owned(),
     ];

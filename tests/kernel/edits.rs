@@ -134,3 +134,48 @@ fn s8_replacing_the_table_by_itself_lets_nothing_through() {
     assert!(!node.nft(&["list", "tables"]).contains(nft::STAND_IN), "it stands in, and goes");
     assert_all_and_nothing(node, &ruleset, flows, &context);
 }
+
+/// What the table was like when each direction had a base chain: it takes datagrams to the second pod from the first.
+fn earlier_layout(topology: &Topology) -> String {
+    let [first, second, _, fourth] = [0, 1, 2, 3].map(|pod: usize| topology.pods[pod].v4());
+    format!(
+        "add table inet ringfence\ndelete table inet ringfence\n\
+         table inet ringfence {{\n\
+         set members {{ type ipv4_addr; elements = {{ {first} }}; }}\n\
+         chain in {{\nct original ip saddr @members accept\ndrop\n}}\n\
+         chain closed {{\ndrop\n}}\n\
+         map egress_4 {{ type ipv4_addr : verdict; elements = {{ {fourth} : goto closed }}; }}\n\
+         map ingress_4 {{ type ipv4_addr : verdict; elements = {{ {second} : goto in, {fourth} : goto closed }}; }}\n\
+         chain egress {{\ntype filter hook forward priority filter - 1\nct original ip saddr vmap @egress_4\n}}\n\
+         chain ingress {{\ntype filter hook forward priority filter\nct reply ip saddr vmap @ingress_4\n}}\n\
+         }}\n"
+    )
+}
+
+#[test]
+fn s8_a_table_of_an_earlier_layout_is_replaced_like_any_other() {
+    if !lab::ready() {
+        return;
+    }
+    const REPLACEMENTS: usize = 50;
+    let seed = random::seed();
+    let topology = Topology::new(Network::Routed, 10);
+    topology.pin_neighbours();
+    let watched = Watched::new(&topology);
+    let ruleset = watched_scenario(&topology, &watched, &mut Random::new(seed)).ruleset();
+    let forwards = nft::replacement(&ruleset);
+    let mut back = forwards.clone();
+    // Its table in place of ours, which takes two steps.
+    back.replace.splice(1..3, [earlier_layout(&topology)]);
+    let node = &topology.node.netns;
+    node.apply([earlier_layout(&topology).as_str()]);
+    let flows = watched.start(&topology);
+    for _ in 0..REPLACEMENTS {
+        node.apply(forwards.scripts());
+        node.apply(back.scripts());
+    }
+    node.apply(forwards.scripts());
+    let context = format!("{REPLACEMENTS} replacements, {}", random::repeat(seed));
+    table::assert_same(&table::read(node), &table::from_nothing(&ruleset), &context);
+    assert_all_and_nothing(node, &ruleset, flows, &context);
+}

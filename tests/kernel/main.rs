@@ -8,6 +8,8 @@
 #[path = "../support/mod.rs"]
 mod support;
 
+mod bench;
+mod cache;
 mod differential;
 mod edits;
 mod semantics;

@@ -113,9 +113,11 @@ fn s8_what_others_do_to_the_table_is_undone_within_a_second() {
         format!("delete element inet ringfence ingress_4 {{ {fourth} }}"),
         format!("add element inet ringfence {set} {{ {third} }}"),
         format!("flush set inet ringfence {set}"),
-        "flush chain inet ringfence ingress".to_owned(),
-        "flush chain inet ringfence ingress\ndelete chain inet ringfence ingress".to_owned(),
-        "insert rule inet ringfence ingress accept".to_owned(),
+        "flush chain inet ringfence forward".to_owned(),
+        "flush chain inet ringfence forward\ndelete chain inet ringfence forward".to_owned(),
+        "flush chain inet ringfence forward\ndelete set inet ringfence accepted_4".to_owned(),
+        "insert rule inet ringfence forward accept".to_owned(),
+        format!("add element inet ringfence accepted_4 {{ {third} . {fourth} . 17 . {PORT} timeout 1h }}"),
         "add set inet ringfence extra { type ipv4_addr; }".to_owned(),
         "add table inet ringfence { flags dormant; }".to_owned(),
     ];
@@ -217,11 +219,18 @@ fn what_is_not_heard_of_is_found_by_comparison() {
     let (set, fourth) = (scene.app_set(), scene.topology.pods[3].v4());
     let elsewhere = Netns::new("elsewhere");
     Agent::on(node, Setup::deaf(&elsewhere), &scene.ruleset, |agent| {
+        // What packets leave in the verdict cache is no damage.
+        let flows = scene.flows();
+        after(&flows.0, 100);
         // Compared for the first time, and again after a change of its own.
         let compared = agent.rounds().0;
         agent.until("comparisons", |rounds| rounds.len() > compared + 2);
         agent.desire(&scene.with_port(80), "a change", done);
         agent.desire(&scene.ruleset, "and back", done);
+        let compared = agent.rounds().0;
+        agent.until("comparisons", |rounds| rounds.len() > compared + 2);
+        assert_eq!(agent.rounds().1, []);
+        drop(flows);
         for attack in [
             "flush ruleset",
             &format!("delete element inet ringfence ingress_4 {{ {fourth} }}"),
@@ -231,8 +240,10 @@ fn what_is_not_heard_of_is_found_by_comparison() {
                 "delete element inet ringfence {set} {{ {} }}\nadd element inet ringfence {set} {{ 10.1.2.3 }}",
                 scene.topology.pods[0].v4()
             ),
-            "insert rule inet ringfence ingress accept",
-            "flush chain inet ringfence ingress",
+            "insert rule inet ringfence forward accept",
+            "flush chain inet ringfence forward",
+            "flush chain inet ringfence forward\ndelete set inet ringfence accepted_4",
+            "add element inet ringfence accepted_4 { 10.1.2.3 . 10.1.2.4 . 6 . 80 timeout 1h }",
             "add set inet ringfence extra { type ipv4_addr; }",
             "add counter inet ringfence extra",
             "flush chain inet ringfence denied_ingress\nadd rule inet ringfence denied_ingress counter name no_tuple accept\nadd rule inet ringfence denied_ingress accept",
@@ -255,6 +266,32 @@ fn what_is_not_heard_of_is_found_by_comparison() {
 }
 
 #[test]
+fn what_others_put_into_the_cache_goes_with_the_next_commit() {
+    if !lab::ready() {
+        return;
+    }
+    let scene = Scene::new();
+    let (third, fourth) = (scene.topology.pods[2].v4(), scene.topology.pods[3].v4());
+    let elsewhere = Netns::new("elsewhere");
+    // It is not told, and looks at nothing.
+    let setup = Setup { compare_every: Duration::from_secs(3600), ..Setup::deaf(&elsewhere) };
+    Agent::on(scene.node(), setup, &scene.ruleset, |agent| {
+        let (allowed, denied) = scene.flows();
+        assert_closed(&denied, "at first");
+        let foreign =
+            format!("add element inet ringfence accepted_4 {{ {third} . {fourth} . 17 . {PORT} timeout 1h }}");
+        scene.node().apply([foreign.as_str()]);
+        let before = denied.carried().received;
+        assert!(after(&denied, 2_000).received > before, "it has no effect");
+        agent.desire(&scene.with_port(80), "a change", done);
+        assert_closed(&denied, "after a commit");
+        assert_eq!(agent.rounds().1, []);
+        let allowed = allowed.stop();
+        assert!(allowed.lost == 0 && allowed.received > 0, "{allowed:?}");
+    });
+}
+
+#[test]
 fn what_was_lost_is_compared() {
     if !lab::ready() {
         return;
@@ -272,7 +309,7 @@ fn what_was_lost_is_compared() {
         agent.until("a round that compares", |all| all.len() > rounds);
         assert_eq!(agent.rounds().1, [], "nothing was amiss");
         // Of this the beginning is heard, which is theirs.
-        let harm = format!("{}\nflush chain inet ringfence ingress", theirs.replace(" s ", " more "));
+        let harm = format!("{}\nflush chain inet ringfence forward", theirs.replace(" s ", " more "));
         agent.meanwhile(|| node.apply([harm.as_str()]));
         let (_, damage) = agent.repaired(0);
         assert!(matches!(damage, Damage::Different { .. }), "{damage}");

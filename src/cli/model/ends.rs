@@ -4,6 +4,7 @@
 
 use super::inventory::Inventory;
 use crate::index::{Index, Target, TargetName};
+use crate::kubevirt::machine_of;
 use crate::policy::{L4, NamespacedName, Transport};
 use anyhow::{Context, bail, ensure};
 use k8s_openapi::api::core::v1::{Pod, Service, ServicePort};
@@ -105,15 +106,26 @@ pub fn places(
             let service = inventory.services.get(&full).with_context(|| format!("there is no service {full}"))?;
             behind(inventory, index, &full, service, asked)
         }
+        "vm" | "vmi" | "virtualmachine" | "virtualmachineinstance" => {
+            let runs = |pod: &Pod| {
+                let owners = pod.metadata.owner_references.iter().flatten();
+                machine_of(&pod.metadata).is_some_and(|uid| owners.clone().any(|o| o.uid == uid && o.name == full.name))
+            };
+            let pods = inventory.pods.iter().filter(|(pod, object)| pod.namespace == full.namespace && runs(object));
+            // Two while a machine is migrated.
+            let live = pods.filter_map(|(pod, _)| index.pod(pod)).filter(|pod| !pod.claimed().is_empty());
+            let places: Vec<Place> = live.map(|pod| Place { name: format!("vm/{full}"), ..of(pod) }).collect();
+            ensure!(!places.is_empty(), "no live pod runs a virtual machine {full}");
+            Ok(places)
+        }
         _ => {
             let kind = match kind {
                 "pods" | "po" => "pod",
                 "networkinterface" | "networkinterfaces" => "nic",
-                "vmi" | "virtualmachine" => "vm",
                 other => other,
             };
             let Some(key) = TargetName::parse(namespace, &format!("{kind}/{name}")) else {
-                bail!("{text:?} is of no kind that can have groups: write pod/NAME, nic/NAME, svc/NAME or an address");
+                bail!("{text:?} is of no kind that can have groups: write pod, vm, nic or svc, and /NAME");
             };
             let target = index.target(&key).with_context(|| format!("there is no live {kind} {full}"))?;
             ensure!(
@@ -214,6 +226,24 @@ mod tests {
         for bad in ["pod/web", "fd00::1:80", "pod/web:http", "pod/web:70000", "pod/web:80/quic", "x:300/icmp"] {
             assert!(split(bad).is_err(), "{bad}");
         }
+    }
+
+    #[test]
+    fn a_machine_is_the_pod_that_runs_it() {
+        let text = "
+kind: Pod
+metadata:
+  name: virt-launcher-db-x
+  ownerReferences: [{apiVersion: kubevirt.io/v1, kind: VirtualMachineInstance, name: db, uid: u1, controller: true}]
+";
+        let mut inventory = Inventory::default();
+        read(text, "shop", &mut inventory).unwrap();
+        bring_to_life(&mut inventory, &["10.0.0.0/24".parse().unwrap()]).unwrap();
+        let index = inventory.index();
+        let found = places(&inventory, &index, "shop", "vm/db", None).unwrap();
+        assert_eq!((found.len(), found[0].name.as_str()), (1, "vm/shop/db"));
+        assert!(found[0].target.is_some());
+        assert!(places(&inventory, &index, "shop", "vm/other", None).is_err());
     }
 
     #[test]

@@ -3,7 +3,8 @@
 //! PURE. Owns the one way from objects to an [`Index`]. Interprets nothing itself.
 
 use crate::api::{NetworkInterface, NodeEnforcement, SecurityGroup, SecurityGroupBinding};
-use crate::index::{Binding, Group, Index, Target, name_of};
+use crate::index::{Attached, Binding, Group, Index, Machine, MachineSource, Target, name_of};
+use crate::kubevirt::VirtualMachineInstance;
 use crate::policy::NamespacedName;
 use anyhow::{Context, bail};
 use ipnet::IpNet;
@@ -12,6 +13,7 @@ use k8s_openapi::api::networking::v1::NetworkPolicy;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
+use std::sync::Arc;
 
 /// Objects by their names.
 pub type Named<K> = BTreeMap<NamespacedName, K>;
@@ -27,6 +29,8 @@ pub struct Inventory {
     pub bindings: Named<SecurityGroupBinding>,
     /// Interfaces of machines.
     pub interfaces: Named<NetworkInterface>,
+    /// Virtual machines of KubeVirt.
+    pub machines: Vec<VirtualMachineInstance>,
     /// Pods.
     pub pods: Named<Pod>,
     /// Services, where they were asked for.
@@ -57,6 +61,17 @@ impl Inventory {
             let pod = NamespacedName::new(&attachment.namespace, &attachment.name);
             let known = (attachment.uid.clone(), attachment.addresses.iter().copied().collect());
             index.set_known_addresses(&pod, Some(known));
+        }
+        for report in &self.reports {
+            let node = name_of(&report.metadata).name;
+            for (pod, attached) in attached(report) {
+                index.set_attached(&pod, &node, Some(attached));
+            }
+        }
+        for machine in &self.machines {
+            let uid = machine.metadata.uid.clone().unwrap_or_default();
+            let labels = Arc::new(machine.metadata.labels.clone().unwrap_or_default());
+            index.apply_machine(MachineSource(0), Machine { uid, labels });
         }
         for group in self.groups.values() {
             index.apply_group(Group::from(group));
@@ -102,6 +117,18 @@ impl Inventory {
     pub fn unguarded(&self) -> Self {
         Self { groups: Named::new(), malformed_groups: Named::new(), bindings: Named::new(), ..self.clone() }
     }
+}
+
+/// What a node knows of its pods on secondary networks.
+fn attached(report: &NodeEnforcement) -> BTreeMap<NamespacedName, Attached> {
+    let mut pods: BTreeMap<NamespacedName, Attached> = BTreeMap::new();
+    for attachment in report.status.iter().flat_map(|status| &status.networks) {
+        let Ok(network) = attachment.network.parse::<NamespacedName>() else { continue };
+        let pod = NamespacedName::new(&attachment.namespace, &attachment.name);
+        let known = pods.entry(pod).or_insert_with(|| Attached { uid: attachment.uid.clone(), ..Attached::default() });
+        known.addresses.insert(network, attachment.addresses.iter().copied().collect());
+    }
+    pods
 }
 
 /// The addresses of a node.

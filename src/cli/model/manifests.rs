@@ -5,7 +5,7 @@
 
 use super::inventory::Inventory;
 use crate::api::{NetworkInterface, SecurityGroup, SecurityGroupBinding, Target, default_egress};
-use crate::index::{Index, TargetKind, name_of};
+use crate::index::{Index, SelectorKind, name_of};
 use crate::policy::{NamespacedName, parse_group};
 use anyhow::{Context, bail, ensure};
 use ipnet::IpNet;
@@ -191,7 +191,7 @@ fn stand_in(index: &Index, binding: &NamespacedName, target: &Target) -> Option<
     let pod = Pod { metadata, ..Pod::default() };
     let (kind, selector) = index.binding(binding)?.selector.clone()?;
     let matches = kube::core::SelectorExt::matches(&selector, pod.metadata.labels.as_ref()?);
-    (kind == TargetKind::Pod && matches).then_some(pod)
+    (kind == SelectorKind::Pod && matches).then_some(pod)
 }
 
 /// Labels that a selector asks for.

@@ -44,7 +44,7 @@ impl Snapshot {
         let mut guards: BTreeMap<BTreeSet<&NamespacedName>, Arc<Guard>> = BTreeMap::new();
         let mut memberships: BTreeMap<BTreeSet<&NamespacedName>, Arc<BTreeSet<NamespacedName>>> = BTreeMap::new();
         let mut targets: Vec<&Target> = index.all_targets().filter(|target| !target.host_network).collect();
-        targets.sort_by_key(|target| (target.kind, &target.name));
+        targets.sort_by_key(|target| (target.kind, &target.name, &target.network));
         for target in targets {
             let key = target.key();
             let mut bindings = index.bindings_of(&key).peekable();

@@ -18,7 +18,7 @@ mod rules;
 #[path = "../../support/mod.rs"]
 mod support;
 
-use nodes::{Case, Node, Table};
+use nodes::{Case, Ends, Node, Table};
 use report::{Machine, Measured};
 use ringfence::policy::Family;
 use rules::{Client, Size};
@@ -37,7 +37,11 @@ const CASES: &[Case] = &[
     inwards("60 rules, 10,000 addresses", Family::V4, size(60, 10_000, 2)),
     inwards("1,000 rules, 100 addresses", Family::V4, size(1_000, 100, 4)),
     inwards("1,000 rules, 100,000 addresses", Family::V4, LARGE),
-    Case { name: "  both ends guarded", family: Family::V4, table: Table::Ringfence { size: LARGE, both: true } },
+    among("  both ends guarded", Ends::Both, true),
+    among("  neither end guarded", Ends::Neither, true),
+    among("  with a full cache", Ends::Server, false),
+    among("  both, with a full cache", Ends::Both, false),
+    among("  neither, with a full cache", Ends::Neither, false),
     inwards("  let in by a network", Family::V4, Size { client: Client::InNetwork, ..LARGE }),
     inwards("  a port for 1 group, not 4", Family::V4, Size { port_groups: 1, ..LARGE }),
     inwards("  a port for 20 groups, not 4", Family::V4, Size { port_groups: 20, ..LARGE }),
@@ -54,8 +58,12 @@ const fn size(rules: usize, addresses: usize, port_groups: usize) -> Size {
     Size { rules, addresses, port_groups, client: Client::Member }
 }
 
+const fn among(name: &'static str, ends: Ends, cached: bool) -> Case {
+    Case { name, family: Family::V4, table: Table::Ringfence { size: LARGE, ends, cached } }
+}
+
 const fn inwards(name: &'static str, family: Family, size: Size) -> Case {
-    Case { name, family, table: Table::Ringfence { size, both: false } }
+    Case { name, family, table: Table::Ringfence { size, ends: Ends::Server, cached: true } }
 }
 
 fn main() {

@@ -3,6 +3,7 @@
 use super::load::{self, Flows, Stream};
 use super::rules::{self, PORT, Size};
 use super::support::scenario::interface;
+use super::support::table;
 use super::support::topology::{Network, Topology};
 use ringfence::nft::{self, Ruleset};
 use ringfence::policy::Family;
@@ -61,9 +62,22 @@ pub enum Table {
     Ringfence {
         /// How much of it.
         size: Size,
-        /// Whether the client is guarded as well.
-        both: bool,
+        /// Who is guarded besides the neighbours.
+        ends: Ends,
+        /// Whether there is room for these connections in the verdict cache.
+        cached: bool,
     },
+}
+
+/// The ends of the connections.
+#[derive(Clone, Copy)]
+pub enum Ends {
+    /// Packets pass that are no concern of ours.
+    Neither,
+    /// The usual case on a node: the client is on another one.
+    Server,
+    /// The client is on the same node.
+    Both,
 }
 
 /// A node ready to be measured.
@@ -104,9 +118,16 @@ impl Node {
         match &case.table {
             Table::Stopped | Table::Nothing => {}
             Table::EstablishedAccept => node.apply([ESTABLISHED_ACCEPT]),
-            Table::Ringfence { size, both } => {
-                let guarded_clients = if *both { &clients[..] } else { &[] };
-                node.apply([nft::full(&ruleset(case.family, *size, server, guarded_clients, &clients)).as_str()]);
+            Table::Ringfence { size, ends, cached } => {
+                let ends_guarded = match ends {
+                    Ends::Neither => vec![],
+                    Ends::Server => vec![server],
+                    Ends::Both => [&[server], &clients[..]].concat(),
+                };
+                node.apply([nft::full(&ruleset(case.family, *size, server, &ends_guarded, &clients)).as_str()]);
+                if !cached {
+                    table::fill_cache(node);
+                }
             }
         }
 
@@ -157,7 +178,7 @@ fn sink(device: &str) -> String {
 fn ruleset(family: Family, size: Size, server: IpAddr, guarded: &[IpAddr], clients: &[IpAddr]) -> Ruleset {
     let profile = nft::compile(&interface(rules::group(size)));
     let neighbours = (1..=NEIGHBOURS).map(|i| address(family, 1, i));
-    let guarded = [server].into_iter().chain(guarded.iter().copied()).chain(neighbours);
+    let guarded = guarded.iter().copied().chain(neighbours);
     Ruleset::new(guarded.map(|address| (address, &profile)), |group| {
         // Outwards the server is the remote, and let in by what lets the client in.
         let ends: Vec<IpAddr> = clients.iter().copied().chain([server]).collect();

@@ -19,6 +19,7 @@ office_v4=203.0.113.10 office_v6=2001:db8::10
 stranger_v4=198.51.100.7 stranger_v6=2001:db8:ffff::7
 
 pods_v4=10.244.0.0/16 pods_v6=fd00:10:244::/48
+bridges_v4=10.30.0.0/16 bridges_v6=fd30::/48
 services_v4=10.96.0.0/16 services_v6=fd00:10:96::/112
 kubernetes_v4=10.96.0.1 dns_v4=10.96.0.10
 
@@ -29,6 +30,9 @@ node_pods_v4() { echo "10.244.${1#n}.0/24"; }
 node_pods_v6() { echo "fd00:10:244:${1#n}::/64"; }
 node_guests_v4() { echo "10.20.${1#n}.0/24"; }
 node_guests_v6() { echo "fd20:0:0:${1#n}::/64"; }
+# Of the secondary network "bridge".
+node_bridge_v4() { echo "10.30.${1#n}.0/24"; }
+node_bridge_v6() { echo "fd30:0:0:${1#n}::/64"; }
 
 say() { echo "cluster: $*" >&2; }
 fail() { say "$*"; exit 1; }

@@ -20,6 +20,7 @@ create_credentials() {
 	for node in "${nodes[@]}"; do
 		grant "$state/$node/kubelet.kubeconfig" "system:node:$node" system:nodes
 		grant "$state/$node/kube-proxy.kubeconfig" system:kube-proxy
+		grant "$state/$node/networks.kubeconfig" secondary-networks
 	done
 }
 

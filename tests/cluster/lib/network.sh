@@ -67,17 +67,18 @@ add_addresses() {
 	for address; do ip -n "$prefix-$place" address add "$address" dev "$device"; done
 }
 
-# Everybody reaches pods and guests through their node and the rest of the
-# world through "outside"; cluster IPs are reached through the first node.
+# Everybody reaches pods, by their own and by the bridge network, and guests
+# through their node and the rest of the world through "outside"; cluster IPs are
+# reached through the first node.
 route_workloads() {
 	local place node range
 	for place in "${places[@]}"; do
 		for node in "${nodes[@]}"; do
 			[[ $node != "$place" ]] || continue
-			for range in "$(node_pods_v4 "$node")" "$(node_guests_v4 "$node")"; do
+			for range in "$(node_pods_v4 "$node")" "$(node_guests_v4 "$node")" "$(node_bridge_v4 "$node")"; do
 				ip -n "$prefix-$place" route add "$range" via "$(node_v4 "$node")"
 			done
-			for range in "$(node_pods_v6 "$node")" "$(node_guests_v6 "$node")"; do
+			for range in "$(node_pods_v6 "$node")" "$(node_guests_v6 "$node")" "$(node_bridge_v6 "$node")"; do
 				ip -n "$prefix-$place" route add "$range" via "$(node_v6 "$node")"
 			done
 		done

@@ -4,11 +4,13 @@
 
 prepare_node() {
 	local node=$1 folder=$state/$1
-	mkdir -p "$folder/etc/cni/net.d" "$folder/opt/cni/bin"
+	mkdir -p "$folder/etc/cni/net.d" "$folder/etc/cni/multus/net.d" "$folder/opt/cni/bin"
 	# No name server but the cluster's own.
 	echo "# This node resolves no names." >"$folder/etc/resolv.conf"
-	cp -L "$tools"/{bridge,host-local,loopback,portmap,ptp} "$folder/opt/cni/bin/"
+	cp -L "$tools"/{bridge,host-device,host-local,ipvlan,loopback,macvlan,portmap,ptp,static,tap} \
+		"$images/secondary-networks" "$folder/opt/cni/bin/"
 	pod_network "$node" >"$folder/etc/cni/net.d/10-pods.conflist"
+	bridge_network "$node" >"$folder/etc/cni/multus/net.d/bridge.conflist"
 	containerd_config >"$folder/containerd.toml"
 	kubelet_config "$node" >"$folder/kubelet.yaml"
 	kube_proxy_config "$node" >"$folder/kube-proxy.yaml"
@@ -44,7 +46,31 @@ pod_network() {
 		        "routes": [{"dst": "0.0.0.0/0"}, {"dst": "::/0"}]
 		      }
 		    },
-		    {"type": "portmap", "capabilities": {"portMappings": true}, "backend": "nftables"}
+		    {"type": "portmap", "capabilities": {"portMappings": true}, "backend": "nftables"},
+		    {"type": "secondary-networks", "kubeconfig": "$state/$node/networks.kubeconfig"}
+		  ]
+		}
+	END
+}
+
+# What the definition "bridge" of manifests/networks.yaml means on this node: it
+# is one for all nodes, and each has a range of its own, routed like the pods'.
+bridge_network() {
+	local node=$1
+	cat <<-END
+		{
+		  "cniVersion": "1.0.0",
+		  "name": "bridge",
+		  "plugins": [
+		    {
+		      "type": "bridge", "bridge": "br1", "isGateway": true, "hairpinMode": true,
+		      "ipMasq": false,
+		      "ipam": {
+		        "type": "host-local",
+		        "ranges": [[{"subnet": "$(node_bridge_v4 "$node")"}], [{"subnet": "$(node_bridge_v6 "$node")"}]],
+		        "routes": [{"dst": "$bridges_v4"}, {"dst": "$bridges_v6"}]
+		      }
+		    }
 		  ]
 		}
 	END

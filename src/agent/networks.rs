@@ -1,0 +1,178 @@
+//! How the node's pods are attached to networks beside the one that Kubernetes gives them, and whether rules reach them there.
+//!
+//! PURE. A pod's annotation says which interface is on which network; what the interface is and which addresses it has, the
+//! node's own CNI plugins said when they attached it, and nothing else is believed.
+
+use super::attachments::Attachment;
+use super::declared::Nature;
+use crate::api::AttachmentState;
+use crate::index::{self, Target};
+use crate::policy::NamespacedName;
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+
+/// A pod's attachment to a network.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Attached {
+    /// Whether rules reach it.
+    pub state: AttachmentState,
+    /// Why, in a sentence.
+    pub message: String,
+    /// Its addresses there, if rules reach it.
+    pub addresses: BTreeSet<IpAddr>,
+}
+
+/// A pod's networks.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PodNetworks {
+    /// The node that the pod is on.
+    pub node: String,
+    /// The pod's uid.
+    pub uid: String,
+    /// How it is attached to each.
+    pub networks: BTreeMap<NamespacedName, Attached>,
+}
+
+impl PodNetworks {
+    /// As the index takes it.
+    pub fn attached(&self) -> index::Attached {
+        let addresses = self.networks.iter().map(|(network, attached)| (network.clone(), attached.addresses.clone()));
+        index::Attached { uid: self.uid.clone(), addresses: addresses.collect() }
+    }
+}
+
+/// The networks of these pods, which these devices lead to. Of attachments of one interface the last counts.
+pub fn of_pods<'a>(
+    pods: impl Iterator<Item = &'a Target>,
+    attachments: &[Attachment],
+    devices: &BTreeMap<String, Nature>,
+) -> BTreeMap<NamespacedName, PodNetworks> {
+    let mut found = BTreeMap::new();
+    for pod in pods.filter(|pod| !pod.networks.is_empty()) {
+        let mut networks: BTreeMap<NamespacedName, Attached> = BTreeMap::new();
+        for (interface, network) in &pod.networks {
+            let own = |a: &&Attachment| a.pod == pod.name && a.uid == pod.uid && a.interface == *interface;
+            let attached = look_at(interface, attachments.iter().rev().find(own), devices);
+            match networks.get_mut(network) {
+                // Twice on one network: rules reach it there if they reach both.
+                Some(other) if other.state == AttachmentState::Guarded && attached.state == other.state => {
+                    other.addresses.extend(attached.addresses);
+                }
+                Some(other) if other.state != AttachmentState::Guarded => {}
+                _ => {
+                    networks.insert(network.clone(), attached);
+                }
+            }
+        }
+        let node = pod.node.clone().unwrap_or_default();
+        found.insert(pod.name.clone(), PodNetworks { node, uid: pod.uid.clone(), networks });
+    }
+    found
+}
+
+fn look_at(interface: &str, attachment: Option<&Attachment>, devices: &BTreeMap<String, Nature>) -> Attached {
+    let out_of_reach = |state, message| Attached { state, message, addresses: BTreeSet::new() };
+    let Some(attachment) = attachment else {
+        let message = format!("no CNI plugin has said how {interface} is attached");
+        return out_of_reach(AttachmentState::NotFound, message);
+    };
+    let Some(nature) = attachment.device.as_ref().and_then(|device| devices.get(device)) else {
+        let message = format!(
+            "no device of this node leads to {interface}, as with macvlan, ipvlan, SR-IOV and host devices: what passes it \
+             passes no rules"
+        );
+        return out_of_reach(AttachmentState::Bypassing, message);
+    };
+    if nature.bridged.is_some_and(|filtered| filtered.contains(&false)) {
+        let message = format!(
+            "the bridge that {interface} is attached to hands no packets to the rules: load br_netfilter, and set \
+             net.bridge.bridge-nf-call-iptables and net.bridge.bridge-nf-call-ip6tables to 1"
+        );
+        return out_of_reach(AttachmentState::Bypassing, message);
+    }
+    if attachment.addresses.is_empty() {
+        let message = format!("the network gives {interface} no address, and rules are about addresses");
+        return out_of_reach(AttachmentState::AddressUnknown, message);
+    }
+    Attached {
+        state: AttachmentState::Guarded,
+        message: format!("rules reach {interface}"),
+        addresses: attachment.addresses.clone(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::index::Indexed;
+    use serde_json::json;
+
+    fn attachment(interface: &str, device: Option<&str>, addresses: &[&str]) -> Attachment {
+        Attachment {
+            pod: NamespacedName::new("shop", "db"),
+            uid: "uid".into(),
+            container_id: "c".into(),
+            interface: interface.into(),
+            device: device.map(str::to_owned),
+            mac: None,
+            addresses: addresses.iter().map(|a| a.parse().unwrap()).collect(),
+        }
+    }
+
+    /// How a pod with these interfaces is attached to the networks named after them.
+    fn how(interfaces: &[(&str, &str)], attachments: &[Attachment]) -> Vec<(String, AttachmentState, usize)> {
+        let status: Vec<_> = interfaces
+            .iter()
+            .map(|(interface, network)| json!({"name": network, "interface": interface, "ips": ["10.9.9.9"]}))
+            .collect();
+        let annotations = json!({"k8s.v1.cni.cncf.io/network-status": json!(status).to_string()});
+        let pod: k8s_openapi::api::core::v1::Pod = serde_json::from_value(json!({
+            "metadata": {"namespace": "shop", "name": "db", "uid": "uid", "annotations": annotations},
+            "spec": {"nodeName": "n1", "containers": []},
+        }))
+        .unwrap();
+        let devices = [("veth1", None), ("veth2", Some([true, true])), ("veth3", Some([true, false]))];
+        let devices = devices.map(|(name, bridged)| (name.to_owned(), Nature { bridged, ..Nature::default() })).into();
+        let found = of_pods([&pod.keep()].into_iter(), attachments, &devices);
+        let networks = found.into_values().flat_map(|pod| pod.networks);
+        networks.map(|(network, a)| (network.to_string(), a.state, a.addresses.len())).collect()
+    }
+
+    #[test]
+    fn what_the_plugins_of_the_node_say_counts_and_nothing_else() {
+        use AttachmentState::{AddressUnknown, Bypassing, Guarded, NotFound};
+        let one = |attachments: &[Attachment]| {
+            let [(network, state, addresses)] = &how(&[("net1", "storage")], attachments)[..] else { panic!() };
+            assert_eq!(network, "shop/storage");
+            (*state, *addresses)
+        };
+        assert_eq!(one(&[attachment("net1", Some("veth1"), &["10.30.0.1", "fd30::1"])]), (Guarded, 2));
+        assert_eq!(one(&[]), (NotFound, 0));
+        assert_eq!(one(&[attachment("net2", Some("veth1"), &["10.30.0.1"])]), (NotFound, 0));
+        let another = Attachment { uid: "another".into(), ..attachment("net1", Some("veth1"), &["10.30.0.1"]) };
+        assert_eq!(one(&[another]), (NotFound, 0));
+        assert_eq!(one(&[attachment("net1", None, &["10.30.0.1"])]), (Bypassing, 0));
+        assert_eq!(one(&[attachment("net1", Some("gone"), &["10.30.0.1"])]), (Bypassing, 0));
+        assert_eq!(
+            one(&[attachment("net1", Some("veth2"), &["10.30.0.1"])]),
+            (Guarded, 1),
+            "a bridge that is filtered"
+        );
+        assert_eq!(one(&[attachment("net1", Some("veth3"), &["10.30.0.1"])]), (Bypassing, 0), "one that is not");
+        assert_eq!(one(&[attachment("net1", Some("veth1"), &[])]), (AddressUnknown, 0));
+        let again = [attachment("net1", Some("veth1"), &["10.30.0.1"]), attachment("net1", None, &["10.30.0.1"])];
+        assert_eq!(one(&again), (Bypassing, 0), "the last counts");
+    }
+
+    #[test]
+    fn twice_on_one_network() {
+        use AttachmentState::{Bypassing, Guarded};
+        let twice = [("net1", "storage"), ("net2", "storage")];
+        let (a, b) =
+            (attachment("net1", Some("veth1"), &["10.30.0.1"]), attachment("net2", Some("veth2"), &["10.30.0.2"]));
+        assert_eq!(how(&twice, &[a.clone(), b.clone()]), [("shop/storage".to_owned(), Guarded, 2)]);
+        for (a, b) in [(a.clone(), attachment("net2", None, &[])), (attachment("net1", None, &[]), b)] {
+            assert_eq!(how(&twice, &[a, b]), [("shop/storage".to_owned(), Bypassing, 0)]);
+        }
+    }
+}

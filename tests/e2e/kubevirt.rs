@@ -1,0 +1,218 @@
+//! Virtual machines of KubeVirt, which itself does not run here: its kind with the fields that are used, and pods that are
+//! labelled, owned and moved as its launchers are. What a real KubeVirt does with the packets inside of a launcher is not seen.
+//!
+//! The names are those of `staging/src/kubevirt.io/api/core/v1/types.go` in KubeVirt's repository, and the launcher's labels
+//! and owner what `pkg/virt-controller/services/template.go` gives it.
+
+use super::cluster::{Namespace, Running, alone, command, eventually, kubectl};
+use super::disruption::SYSTEM;
+use super::lifecycle::agents_are_ready;
+use super::reach::{Pod, pod_manifest};
+use super::traffic::Traffic;
+
+const KIND: &str = "
+apiVersion: apiextensions.k8s.io/v1
+kind: CustomResourceDefinition
+metadata: {name: virtualmachineinstances.kubevirt.io}
+spec:
+  group: kubevirt.io
+  scope: Namespaced
+  names: {kind: VirtualMachineInstance, plural: virtualmachineinstances, singular: virtualmachineinstance, shortNames: [vmi]}
+  versions:
+  - name: v1
+    served: true
+    storage: true
+    subresources: {status: {}}
+    schema:
+      openAPIV3Schema:
+        type: object
+        x-kubernetes-preserve-unknown-fields: true
+";
+
+/// The kind of KubeVirt that is used, for as long as this lives.
+struct KubeVirt;
+
+impl KubeVirt {
+    fn install(namespace: &Namespace) -> Self {
+        namespace.apply(KIND);
+        kubectl(&["wait", "--for=condition=Established", "crd/virtualmachineinstances.kubevirt.io", "--timeout=30s"]);
+        Self
+    }
+}
+
+impl Drop for KubeVirt {
+    fn drop(&mut self) {
+        let mut delete = command("kubectl");
+        delete.args(["delete", "crd", "virtualmachineinstances.kubevirt.io", "--wait=false"]);
+        let _ = delete.output();
+    }
+}
+
+/// The machine `db`, a new one each time it is started.
+struct Machine<'a> {
+    namespace: &'a Namespace,
+    uid: String,
+}
+
+impl<'a> Machine<'a> {
+    fn start(namespace: &'a Namespace) -> Self {
+        namespace.apply(
+            "{apiVersion: kubevirt.io/v1, kind: VirtualMachineInstance, metadata: {name: db, labels: {app: db}}, spec: {domain: {}}}",
+        );
+        let uid = namespace.get("vmi", "db")["metadata"]["uid"].as_str().unwrap().to_owned();
+        Self { namespace, uid }
+    }
+
+    fn label(&self, labels: &[&str]) {
+        self.namespace.kubectl(&[&["label", "vmi/db", "--overwrite"], labels].concat());
+    }
+
+    /// A launcher on a node, labelled as the machine is when it is created; it ends, successfully, when told to.
+    fn launch(&self, pod: &str, node: &str) -> Pod {
+        let owner = format!(
+            "{{apiVersion: kubevirt.io/v1, kind: VirtualMachineInstance, name: db, uid: {}, controller: true, blockOwnerDeletion: true}}",
+            self.uid
+        );
+        let manifest = pod_manifest(pod, "db", node)
+            .replace("labels: {", &format!("ownerReferences: [{owner}], labels: {{kubevirt.io: virt-launcher, "))
+            .replace("  containers:", "  restartPolicy: Never\n  containers:")
+            .replace(
+                "[/bin/probe, serve,",
+                "[/bin/sh, -c, '/bin/probe \"$@\" & until [ -e /end ]; do sleep 0.2; done', sh, serve,",
+            );
+        self.namespace.apply(&manifest);
+        self.namespace.kubectl(&["wait", "--for=condition=Ready", &format!("pod/{pod}"), "--timeout=60s"]);
+        self.namespace.pod(pod)
+    }
+
+    fn stop(self, pod: &str) {
+        self.namespace.kubectl(&["delete", "vmi/db"]);
+        self.namespace.kubectl(&["wait", "--for=delete", &format!("pod/{pod}"), "--timeout=60s"]);
+    }
+}
+
+/// What a launcher does when its machine has gone elsewhere.
+fn finish(namespace: &Namespace, pod: &str) {
+    namespace.kubectl(&["exec", pod, "--", "touch", "/end"]);
+    eventually("the source has finished", || namespace.get("pod", pod)["status"]["phase"] == "Succeeded");
+}
+
+fn bind(namespace: &Namespace) {
+    namespace.apply(
+        "{apiVersion: ringfence.io/v1alpha1, kind: SecurityGroupBinding, metadata: {name: db}, \
+         spec: {securityGroups: [{name: db}], target: {virtualMachineSelector: {matchLabels: {app: db}}}}}",
+    );
+}
+
+#[test]
+fn s4_s7_a_machine_keeps_its_groups_over_stops_changes_and_migrations() {
+    let _alone = alone();
+    let namespace = Namespace::new("kubevirt");
+    // Ringfence runs since before there was such a kind.
+    let _kubevirt = KubeVirt::install(&namespace);
+    let mut pods = namespace.pods(&[("app", "app", "n1"), ("far", "app", "n2"), ("backup", "backup", "n1")]);
+    let (app, far, backup) = ["app", "far", "backup"].map(|pod| pods.remove(pod).unwrap()).into();
+    namespace.group("app", "[]", None);
+    namespace.bind("app", &["app"], "app");
+    let from_app = |traffic: &str| format!("{{{traffic}, remote: {{securityGroup: {{name: app}}}}}}");
+    let allowed = ["protocol: TCP, ports: [80]", "protocol: UDP, ports: [53]", "protocol: ICMP", "protocol: ICMPv6"];
+    namespace.group("db", &format!("[{}]", allowed.map(from_app).join(", ")), None);
+    bind(&namespace);
+    // And the other way round: the machine's addresses are what a group means.
+    namespace.group("backup", "[{protocol: TCP, ports: [22], remote: {securityGroup: {name: db}}}]", None);
+    namespace.bind("backup", &["backup"], "backup");
+    namespace.enforced();
+
+    let machine = Machine::start(&namespace);
+    let source = machine.launch("virt-launcher-db-a", "n1");
+    machine.label(&["kubevirt.io/nodeName=n1"]);
+    let right = |launcher: &Pod| {
+        let expected: [(&Pod, &[(&Pod, u16, bool)]); 4] = [
+            (&app, &[(launcher, 80, true), (launcher, 22, false), (&backup, 22, false)]),
+            (&far, &[(launcher, 80, true), (launcher, 22, false)]),
+            (&backup, &[(launcher, 80, false)]),
+            (launcher, &[(&backup, 22, true), (&backup, 80, false)]),
+        ];
+        std::thread::scope(|scope| {
+            for (from, expected) in expected {
+                scope.spawn(move || {
+                    let targets: Vec<String> = expected.iter().flat_map(|(to, port, _)| to.on("tcp", *port)).collect();
+                    let answers: Vec<bool> = expected.iter().flat_map(|(.., answers)| [*answers; 2]).collect();
+                    assert_eq!(from.probes().reaches(&targets), answers, "{} to {targets:?}", from.name);
+                });
+            }
+        });
+    };
+    namespace.enforced();
+    right(&source);
+    assert_eq!(namespace.get("sgb", "db")["status"]["targets"], 1);
+
+    // Its labels are the machine's, not the pod's.
+    machine.label(&["app=other"]);
+    eventually("it is no member", || namespace.get("sg", "db")["status"]["members"] == 0);
+    namespace.enforced();
+    assert!(
+        backup.reaches(&source, 22) && !source.reaches(&backup, 22),
+        "nothing guards it, and it is nobody's member"
+    );
+    machine.label(&["app=db"]);
+    eventually("it is a member", || namespace.get("sg", "db")["status"]["members"] == 1);
+    namespace.enforced();
+    right(&source);
+
+    // Agents that start anew read the machine's labels before they commit anything.
+    namespace.kubectl(&["label", "pod/virt-launcher-db-a", "--overwrite", "app=stale"]);
+    let mut denied = backup.probes().probe();
+    denied.args([
+        "hammer",
+        "tcp",
+        &source.addresses[0],
+        "22",
+        "--interval",
+        "2ms",
+        "--duration",
+        "10m",
+        "--timeout",
+        "300ms",
+    ]);
+    let denied = Running::start(denied);
+    kubectl(&["-n", SYSTEM, "rollout", "restart", "daemonset/ringfence-agent"]);
+    agents_are_ready();
+    let denied = denied.stop();
+    assert!(denied.contains(" open 0 ") && !denied.contains("tried 0 "), "{denied}");
+    right(&source);
+
+    // A migration: the target is right before the machine arrives, and the source to its end.
+    let at_source = Traffic::between(&far, &source, Some(22));
+    machine.label(&["kubevirt.io/migrationTargetNodeName=n2"]);
+    let target = machine.launch("virt-launcher-db-b", "n2");
+    namespace.enforced();
+    let at_target = Traffic::between(&app, &target, Some(22));
+    right(&target);
+    right(&source);
+    at_source.was_as_it_must_be("before it arrives");
+    machine.label(&["kubevirt.io/nodeName=n2", "kubevirt.io/migrationTargetNodeName-"]);
+    finish(&namespace, "virt-launcher-db-a");
+    eventually("the source is no member", || namespace.get("sg", "db")["status"]["members"] == 1);
+    namespace.enforced();
+    right(&target);
+    namespace.kubectl(&["delete", "pod", "virt-launcher-db-a"]);
+    namespace.enforced();
+    right(&target);
+    at_target.was_as_it_must_be("while the source goes");
+    // Labels are followed on the node it came to.
+    machine.label(&["app=other"]);
+    eventually("it is no member", || namespace.get("sg", "db")["status"]["members"] == 0);
+    namespace.enforced();
+    assert!(backup.reaches(&target, 22));
+    machine.label(&["app=db"]);
+
+    // Stopped and started it is another to Kubernetes, and the same to who wrote the binding.
+    machine.stop("virt-launcher-db-b");
+    let machine = Machine::start(&namespace);
+    let again = machine.launch("virt-launcher-db-c", "n1");
+    namespace.enforced();
+    right(&again);
+    machine.stop("virt-launcher-db-c");
+    eventually("nobody is a member", || namespace.get("sg", "db")["status"]["members"] == 0);
+}

@@ -1,0 +1,159 @@
+//! Secondary networks: one pod, two interfaces, and a group on each. A plugin of the test cluster attaches pods to them as Multus
+//! does, which itself does not run here.
+
+use super::cluster::{Namespace, Running, alone, calm, kubectl};
+use super::disruption::SYSTEM;
+use super::lifecycle::agents_are_ready;
+use super::reach::{From, Pod, both, pod_manifest};
+use serde_json::Value;
+
+const DEFINITIONS: &str = include_str!("../cluster/manifests/networks.yaml");
+
+/// Creates pods, given as name, app, node and what they ask for of networks, and waits until they are ready.
+fn pods<const N: usize>(namespace: &Namespace, pods: [(&str, &str, &str, &str); N]) -> [Pod; N] {
+    let manifests = pods.map(|(name, app, node, networks)| {
+        let annotations = format!("annotations: {{k8s.v1.cni.cncf.io/networks: '{networks}'}}, labels: {{");
+        pod_manifest(name, app, node).replace("labels: {", &annotations)
+    });
+    namespace.apply(&manifests.concat());
+    pods.map(|(name, ..)| {
+        namespace.kubectl(&["wait", "--for=condition=Ready", &format!("pod/{name}"), "--timeout=60s"]);
+        namespace.pod(name)
+    })
+}
+
+/// The same pod, at its addresses on a secondary network.
+fn on(namespace: &Namespace, pod: &Pod, network: &str) -> Pod {
+    let annotations = &namespace.get("pod", &pod.name)["metadata"]["annotations"];
+    let statuses: Vec<Value> =
+        serde_json::from_str(annotations["k8s.v1.cni.cncf.io/network-status"].as_str().unwrap()).unwrap();
+    let name = format!("{}/{network}", namespace.0);
+    let status = statuses.iter().find(|status| status["name"] == name.as_str()).unwrap();
+    let addresses = status["ips"].as_array().unwrap().iter().map(|ip| ip.as_str().unwrap().to_owned());
+    Pod { addresses: addresses.collect(), ..pod.clone() }
+}
+
+fn bind(namespace: &Namespace, name: &str, app: &str, networks: &str) {
+    namespace.apply(&format!(
+        "{{apiVersion: ringfence.io/v1alpha1, kind: SecurityGroupBinding, metadata: {{name: {name}}}, spec: \
+         {{securityGroups: [{{name: {name}}}], target: {{podSelector: {{matchLabels: {{app: {app}}}}}}}, networks: {networks}}}}}"
+    ));
+}
+
+fn mysql_from(group: &str) -> String {
+    format!("[{{protocol: TCP, ports: [3306], remote: {{securityGroup: {{name: {group}}}}}}}]")
+}
+
+#[test]
+fn s2_s4_each_interface_of_a_pod_has_groups_of_its_own() {
+    let _calm = calm();
+    let namespace = Namespace::new("networks");
+    namespace.apply(DEFINITIONS);
+    let [db, app, far, other] = pods(
+        &namespace,
+        [
+            ("db", "db", "n1", "bridge"),
+            ("app", "app", "n1", "bridge"),
+            ("far", "app", "n2", "bridge"),
+            ("other", "other", "n2", "bridge"),
+        ],
+    );
+    let back = on(&namespace, &db, "bridge");
+    for pod in [&app, &far, &other] {
+        assert!(pod.reaches(&db, 22) && pod.reaches(&back, 22), "{}: not guarded yet", pod.name);
+    }
+    let anywhere = "{cidrs: [\"0.0.0.0/0\", \"::/0\"]}";
+    namespace.group("front", &format!("[{{protocol: TCP, ports: [80], remote: {anywhere}}}]"), None);
+    namespace.bind("front", &["front"], "db");
+    namespace.group("back-app", "[]", None);
+    bind(&namespace, "back-app", "app", "[bridge]");
+    namespace.group("back", &mysql_from("back-app"), Some("[]"));
+    bind(&namespace, "back", "db", &format!("[{}/bridge]", namespace.0));
+    namespace.enforced();
+    assert_eq!(namespace.get("sg", "back-app")["status"]["members"], 2);
+    let reach = |from: &Pod, to: &Pod, ports: [u16; 3]| ports.map(|port| from.reaches(to, port));
+    for pod in [&app, &far] {
+        assert_eq!(reach(pod, &db, [80, 3306, 22]), [true, false, false], "{}: at the front", pod.name);
+        assert_eq!(reach(pod, &back, [80, 3306, 22]), [false, true, false], "{}: at the back", pod.name);
+    }
+    assert_eq!(reach(&other, &back, [80, 3306, 22]), [false; 3], "it is no member there");
+    assert!(db.reaches(&other, 22), "out by the front, which has the default rule");
+    let elsewhere = on(&namespace, &other, "bridge");
+    assert!(!db.reaches(&elsewhere, 22), "and not by the back");
+    // The members of the back are addresses of the back alone.
+    for (source, address) in app.addresses.iter().zip(&back.addresses) {
+        let mut probe = From::Pod(&app).probe();
+        probe.args(["tcp", address, "3306", "--timeout", "1s", "--source", source]);
+        assert!(!probe.output().unwrap().status.success(), "from {source}, which is of another network");
+    }
+
+    // A rule that goes cuts what is open, on that interface alone.
+    let stream = |to: &Pod, port: &str| {
+        let mut stream = far.probes().probe();
+        stream.args(["stream", "tcp", &to.addresses[0], port, "--interval", "10ms", "--duration", "10m"]);
+        Running::start(stream)
+    };
+    let (at_front, at_back) = (stream(&db, "80"), stream(&back, "3306"));
+    std::thread::sleep(std::time::Duration::from_secs(1));
+    namespace.group("back", "[]", Some("[]"));
+    namespace.enforced();
+    std::thread::sleep(std::time::Duration::from_secs(1));
+    let (at_front, at_back) = (at_front.stop(), at_back.stop());
+    assert!(at_front.contains(" lost 0 ") && !at_front.contains("sent 0 "), "{at_front}");
+    assert!(!at_back.contains(" lost 0 ") && !at_back.contains("received 0 "), "{at_back}");
+    assert!(!both(&app.probes().reaches(&back.on("tcp", 3306))));
+}
+
+#[test]
+fn s15_what_passes_no_rules_is_never_called_enforced() {
+    // What it does to the node's condition OwnAddressesOnly is nothing for others to see.
+    let _alone = alone();
+    let namespace = Namespace::new("unreachable-networks");
+    namespace.apply(DEFINITIONS);
+    let macvlan = "[{\"name\": \"macvlan\", \"ips\": [\"10.31.0.21/24\", \"fd31::21/64\"]}, {\"name\": \"layer2\"}]";
+    pods(&namespace, [("db", "db", "n1", macvlan)]);
+    namespace.group("macvlan", "[]", Some("[]"));
+    bind(&namespace, "macvlan", "db", "[macvlan]");
+    namespace.group("layer2", "[]", Some("[]"));
+    bind(&namespace, "layer2", "db", "[layer2]");
+    for (network, why) in [("macvlan", "as with macvlan"), ("layer2", "gives net2 no address")] {
+        for kind in ["sgb", "sg"] {
+            let message = namespace.until(kind, network, "Enforced", "False", "Bypassed");
+            let about = format!("n1 ({0}/db on {0}/{network}: ", namespace.0);
+            assert!(message.contains(&about) && message.contains(why), "{message}");
+        }
+    }
+    // The pod's other interfaces are not guarded by it.
+    namespace.group("unused", "[]", None);
+    bind(&namespace, "unused", "db", "[elsewhere]");
+    namespace.until("sgb", "unused", "Enforced", "True", "Unused");
+
+    let refused = namespace.try_apply(
+        "{apiVersion: ringfence.io/v1alpha1, kind: SecurityGroupBinding, metadata: {name: bad}, spec: \
+         {securityGroups: [{name: macvlan}], target: {networkInterfaceSelector: {}}, networks: [macvlan]}}",
+    );
+    assert!(refused.unwrap_err().contains("a NetworkInterface is one interface of its own: leave networks out"));
+}
+
+#[test]
+fn s8_agents_that_start_anew_leave_no_interface_open() {
+    let _alone = alone();
+    let namespace = Namespace::new("networks-restart");
+    namespace.apply(DEFINITIONS);
+    let [db, app] = pods(&namespace, [("db", "db", "n1", "bridge"), ("app", "app", "n2", "bridge")]);
+    let back = on(&namespace, &db, "bridge");
+    namespace.group("back", "[]", Some("[]"));
+    bind(&namespace, "back", "db", "[bridge]");
+    namespace.enforced();
+    let attempts = back.addresses.iter().map(|address| {
+        let mut hammer = app.probes().probe();
+        hammer.args(["hammer", "tcp", address, "22", "--interval", "2ms", "--duration", "10m", "--timeout", "300ms"]);
+        Running::start(hammer)
+    });
+    let attempts: Vec<Running> = attempts.collect();
+    kubectl(&["-n", SYSTEM, "rollout", "restart", "daemonset/ringfence-agent"]);
+    agents_are_ready();
+    for said in attempts.into_iter().map(Running::stop) {
+        assert!(said.contains(" open 0 ") && !said.contains("tried 0 "), "{said}");
+    }
+}
