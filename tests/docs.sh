@@ -38,7 +38,18 @@ fi
 scratch=$(mktemp -d)
 export PATH=$scratch/bin:$PATH
 mkdir "$scratch/bin"
-for program in kubectl helm; do ln -s "$cluster/$program" "$scratch/bin/$program"; done
+ln -s "$cluster/helm" "$scratch/bin/helm"
+# The cluster's own kubectl names a kubeconfig before everything else, and then kubectl looks for no plugin.
+cargo build --quiet --locked --bin kubectl-sg
+cat >"$scratch/bin/kubectl" <<SH
+#!/bin/sh
+if [ "\$1" = sg ]; then
+	shift
+	KUBECONFIG='$cluster/kubeconfig' exec '$cluster/node' control '$PWD/target/debug/kubectl-sg' "\$@"
+fi
+exec '$cluster/kubectl' "\$@"
+SH
+chmod +x "$scratch/bin/kubectl"
 export IMAGE=${IMAGE:-ringfence.test/toolbox:1} REPOSITORY=${REPOSITORY:-ringfence.test/ringfence}
 
 # The namespaces that a document makes.

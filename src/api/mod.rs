@@ -20,6 +20,7 @@ pub use enforcement::{
     NodeEnforcementSpec, NodeEnforcementStatus, PodAttachment, ReportedAttachment, ReportedInterface,
 };
 pub use network_interface::{NetworkInterface, NetworkInterfaceSpec, NetworkInterfaceStatus};
+pub use schema::default_egress;
 pub use security_group::{
     GroupReference, Icmp, NodeCount, Protocol, Remote, RuleCount, SecurityGroup, SecurityGroupRule, SecurityGroupSpec,
     SecurityGroupStatus,

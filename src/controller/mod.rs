@@ -8,7 +8,7 @@ mod cluster;
 mod events;
 mod feeds;
 mod lease;
-mod lock_out;
+pub mod lock_out;
 mod membership;
 mod metrics;
 mod release;

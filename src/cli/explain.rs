@@ -1,0 +1,257 @@
+//! `kubectl sg explain`: whether one may connect to another, and which rule says so.
+
+use super::load::{Source, Wanted};
+use super::model::ends::{Asked, Place, l4_text, places, split};
+use super::model::inventory::Inventory;
+use super::model::snapshot::Snapshot;
+use super::model::verdicts::{EndVerdict, RuleAt, Scene};
+use super::output::{Answer, Format, Outcome, Paint, Tone, clean};
+use crate::policy::{Connection, Direction, L4};
+use anyhow::ensure;
+use serde::Serialize;
+use std::net::IpAddr;
+
+/// What to explain.
+#[derive(Clone, Debug, clap::Args)]
+pub struct Args {
+    /// Who connects: pod/NAME, vm/NAME, nic/NAME, svc/NAME (the pods behind it) or an address. A name may be
+    /// NAMESPACE/NAME.
+    from: String,
+    /// To whom: the same, with a port and a protocol if it is not TCP: pod/db-0:3306, svc/dns:53/udp, [fd00::1]:443,
+    /// pod/db-0:icmp for a ping, 10.0.0.1:13.0/icmp for a type and code.
+    to: String,
+    /// How to print.
+    #[arg(short, long, value_enum, default_value_t)]
+    output: Format,
+    #[command(flatten)]
+    source: Source,
+}
+
+/// Connections that fare alike, for the same reasons.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Explanation {
+    from: Vec<String>,
+    to: Vec<String>,
+    traffic: String,
+    allowed: bool,
+    /// The addresses, pair by pair.
+    tried: Vec<(IpAddr, IpAddr)>,
+    egress: EndVerdict,
+    ingress: EndVerdict,
+}
+
+/// Explains.
+pub async fn run(args: Args, paint: Paint) -> anyhow::Result<Outcome> {
+    let (inventory, namespace) = args.source.load(Wanted { targets: true, neighbours: true }).await?;
+    let explanations = explain(&inventory, &namespace, &args.from, &args.to)?;
+    let text = match args.output.document(&explanations)? {
+        Some(text) => text,
+        None => explanations.iter().map(|explanation| explanation.render(paint)).collect::<Vec<_>>().join("\n"),
+    };
+    let allowed = explanations.iter().all(|explanation| explanation.allowed);
+    Ok(Outcome { text, notes: inventory.notes, answer: if allowed { Answer::Yes } else { Answer::No } })
+}
+
+fn explain(inventory: &Inventory, namespace: &str, from: &str, to: &str) -> anyhow::Result<Vec<Explanation>> {
+    let index = inventory.index();
+    let snapshot = Snapshot::new(&index);
+    let scene = Scene { inventory, index: &index, snapshot: &snapshot };
+    let (end, asked) = split(to)?;
+    let sources = places(inventory, &index, namespace, from, None)?;
+    let destinations = places(inventory, &index, namespace, end, Some(asked))?;
+    let mut explanations: Vec<Explanation> = Vec::new();
+    for source in &sources {
+        for destination in &destinations {
+            for connection in connections(source, destination, asked) {
+                let egress = scene.end(Direction::Egress, &connection, source, destination);
+                let ingress = scene.end(Direction::Ingress, &connection, destination, source);
+                let tried = (connection.source, connection.destination);
+                let traffic = l4_text(connection.l4);
+                let alike = |known: &&mut Explanation| {
+                    (&known.egress, &known.ingress, &known.traffic) == (&egress, &ingress, &traffic)
+                };
+                match explanations.iter_mut().find(alike) {
+                    Some(known) => {
+                        known.tried.push(tried);
+                        add(&mut known.from, &source.name);
+                        add(&mut known.to, &destination.name);
+                    }
+                    None => explanations.push(Explanation {
+                        from: vec![source.name.clone()],
+                        to: vec![destination.name.clone()],
+                        traffic,
+                        allowed: egress.allowed && ingress.allowed,
+                        tried: vec![tried],
+                        egress,
+                        ingress,
+                    }),
+                }
+            }
+        }
+    }
+    ensure!(!explanations.is_empty(), "{from} and {end} have no addresses of the same family");
+    Ok(explanations)
+}
+
+fn connections<'a>(source: &'a Place, destination: &'a Place, asked: Asked) -> impl Iterator<Item = Connection> + 'a {
+    source.addresses.iter().flat_map(move |from| {
+        let same = destination.addresses.iter().filter(|to| to.is_ipv4() == from.is_ipv4());
+        same.map(move |to| {
+            let l4: L4 = asked.l4(*to, destination.port);
+            Connection { source: *from, destination: *to, l4 }
+        })
+    })
+}
+
+fn add(names: &mut Vec<String>, name: &str) {
+    if !names.iter().any(|known| known == name) {
+        names.push(name.to_owned());
+    }
+}
+
+impl Explanation {
+    fn render(&self, paint: Paint) -> String {
+        let (from, to) = (shortened(&self.from), shortened(&self.to));
+        let answer = if self.allowed { paint.tone(Tone::Good, "ALLOWED") } else { paint.tone(Tone::Bad, "DENIED") };
+        let mut text = format!("{answer}  {from} -> {to}  {}\n", self.traffic);
+        let addresses: Vec<String> = self.tried.iter().take(3).map(|(from, to)| format!("{from} -> {to}")).collect();
+        let more = self.tried.len() - addresses.len();
+        let more = if more > 0 { format!(" and {more} more") } else { String::new() };
+        text += &format!("  {}{more}\n", addresses.join(", "));
+        text += &render_end(&self.egress, &format!("out of {from}"), paint);
+        text += &render_end(&self.ingress, &format!("into {to}"), paint);
+        text
+    }
+}
+
+fn shortened(names: &[String]) -> String {
+    match names {
+        [] => String::new(),
+        [only] => only.clone(),
+        [first, rest @ ..] => format!("{first} and {} more", rest.len()),
+    }
+}
+
+fn render_end(end: &EndVerdict, title: &str, paint: Paint) -> String {
+    let (word, tone) = if end.allowed { ("allowed", Tone::Good) } else { ("denied", Tone::Bad) };
+    let mut text = format!("  {title}: {}", paint.tone(tone, word));
+    text += match end.reason {
+        "Unguarded" => ", nothing guards it",
+        "Itself" => ", it is the same interface",
+        "OwnNode" => ", a node always reaches its own pods",
+        _ => "",
+    };
+    text.push('\n');
+    if !end.groups.is_empty() {
+        text += &format!("    groups: {}\n", end.groups.join(", "));
+    }
+    if let Some(RuleAt { group, id, text: rule, description }) = &end.rule {
+        let description = if description.is_empty() { String::new() } else { format!("  \"{}\"", clean(description)) };
+        let title = if end.allowed { "by rule" } else { "nearest rule" };
+        text += &format!("    {title} {id} of {group}: {rule}{description}\n");
+    } else if !end.allowed {
+        let has = if end.groups.is_empty() { "its address is claimed by several" } else { "no rule comes near" };
+        text += &format!("    {has}\n");
+    }
+    if let Some(why) = &end.why_not {
+        text += &format!("      {why}\n");
+    }
+    for unresolved in &end.unresolved {
+        text += &format!("    {}\n", paint.tone(Tone::Doubtful, unresolved));
+    }
+    if !end.network_policies.is_empty() {
+        let names = end.network_policies.join(", ");
+        text += &format!("    network policies select it too, and must allow it as well: {names}\n");
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cli::model::manifests::{bring_to_life, read};
+
+    fn inventory() -> Inventory {
+        let mut inventory = Inventory::default();
+        for text in [
+            include_str!("../../deploy/examples/internal-database.yaml"),
+            include_str!("../../deploy/examples/bastion.yaml"),
+            "
+kind: Pod
+metadata: {name: app, labels: {tier: app}}
+---
+kind: Pod
+metadata: {name: db, labels: {tier: db}}
+---
+kind: Pod
+metadata: {name: stranger}
+---
+kind: NetworkPolicy
+metadata: {name: lockdown}
+spec: {podSelector: {matchLabels: {tier: db}}}
+",
+        ] {
+            read(text, "shop", &mut inventory).unwrap();
+        }
+        bring_to_life(&mut inventory, &["10.0.0.0/24".parse().unwrap(), "fd00::/64".parse().unwrap()]).unwrap();
+        inventory
+    }
+
+    fn text(from: &str, to: &str) -> String {
+        let explanations = explain(&inventory(), "shop", from, to).unwrap();
+        explanations.iter().map(|explanation| explanation.render(Paint(false))).collect()
+    }
+
+    #[test]
+    fn who_is_allowed_hears_the_rule() {
+        let text = text("pod/app", "pod/db:3306");
+        assert!(text.starts_with("ALLOWED  pod/shop/app -> pod/shop/db  TCP 3306\n"), "{text}");
+        for line in [
+            "10.0.0.1 -> 10.0.0.2, fd00::1 -> fd00::2",
+            "by rule e24c574444 of shop/app-tier: Any to anywhere  \"default, allow everything outbound\"",
+            "by rule 23055aa948 of shop/db-private: TCP 3306 from sg/app-tier  \"MySQL only from app servers\"",
+            "network policies select it too, and must allow it as well: lockdown",
+        ] {
+            assert!(text.contains(line), "{line} is not in:\n{text}");
+        }
+    }
+
+    #[test]
+    fn who_is_denied_hears_what_comes_nearest() {
+        let stranger = text("pod/stranger", "pod/db:3306");
+        assert!(stranger.starts_with("DENIED"), "{stranger}");
+        for line in [
+            "out of pod/shop/stranger: allowed, nothing guards it",
+            "nearest rule 23055aa948",
+            "same port, other remote: pod/shop/stranger is no member of shop/app-tier",
+        ] {
+            assert!(stranger.contains(line), "{line} is not in:\n{stranger}");
+        }
+        assert!(text("pod/app", "pod/db:3307").contains("same remote, other port"));
+        assert!(text("pod/app", "pod/db:3306/udp").contains("same remote, other protocol"));
+        assert!(text("192.0.2.1", "pod/db:9").contains("no rule comes near"));
+    }
+
+    #[test]
+    fn a_group_that_is_missing_is_named() {
+        let mut inventory = inventory();
+        inventory.groups.retain(|name, _| name.name != "app-tier");
+        let explanations = explain(&inventory, "shop", "pod/app", "pod/db:3306").unwrap();
+        let text = explanations[0].render(Paint(false));
+        assert!(text.contains("of shop/db-private names app-tier, which does not exist"), "{text}");
+    }
+
+    #[test]
+    fn a_node_reaches_its_own_pods() {
+        let mut inventory = inventory();
+        let node = serde_json::json!({ "metadata": { "name": "n1" }, "status": { "addresses": [
+            { "type": "InternalIP", "address": "172.30.0.1" } ] } });
+        inventory.nodes = vec![serde_json::from_value(node).unwrap()];
+        for pod in inventory.pods.values_mut() {
+            pod.spec.get_or_insert_default().node_name = Some("n1".into());
+        }
+        let answer = |from| explain(&inventory, "shop", from, "pod/db:9").unwrap()[0].allowed;
+        assert!(answer("172.30.0.1") && !answer("172.30.0.2"));
+    }
+}
