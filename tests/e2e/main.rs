@@ -21,6 +21,7 @@ mod machines;
 mod members;
 mod metrics;
 mod networks;
+mod plugin;
 mod privileges;
 mod reach;
 mod repair;
