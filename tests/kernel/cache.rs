@@ -8,6 +8,7 @@ use crate::support::topology::Network;
 use crate::support::traffic::{self, Expect, Flow};
 use crate::support::wire::{self, Kind, Probe, Wire};
 use ringfence::policy::{Group, IcmpMatch, Remote, Rule, Traffic, Transport};
+use rustix::io::retry_on_intr;
 use rustix::net::sockopt::{self, Timeout};
 use rustix::net::{self, AddressFamily, Protocol, RecvFlags, SocketFlags, SocketType};
 use rustix::thread::{CpuSet, sched_setaffinity};
@@ -268,7 +269,9 @@ impl Flood {
     /// The number that the next datagram names, and whether it is one that nothing stops.
     fn next(&self) -> (u64, bool) {
         let mut buffer = [0; 128];
-        let (length, _) = net::recv(&self.received, &mut buffer[..], RecvFlags::empty()).unwrap();
+        // Other tests' children end meanwhile, and with a time limit no call is begun anew by itself.
+        let received = retry_on_intr(|| net::recv(&self.received, &mut buffer[..], RecvFlags::empty()));
+        let (length, _) = received.unwrap();
         // IPv4 shows its header, IPv6 does not.
         let header = if self.family == 0 { usize::from(buffer[0] & 15) * 4 } else { 0 };
         let payload = u64::from_be_bytes(buffer[header + 8..length].try_into().unwrap());
