@@ -37,6 +37,10 @@ pub struct Nature {
     pub bridged: Option<[bool; 2]>,
 }
 
+/// What to do about a bridge that hands no packets to the rules.
+pub const FILTER_BRIDGES: &str = "load br_netfilter, and set net.bridge.bridge-nf-call-iptables and \
+    net.bridge.bridge-nf-call-ip6tables to 1";
+
 impl Nature {
     /// Of these devices, as far as they are there.
     pub fn read<'a>(names: impl Iterator<Item = &'a str>) -> BTreeMap<String, Self> {
@@ -166,10 +170,7 @@ fn passage(target: &Target, name: &DeviceName, natures: &BTreeMap<String, Nature
     let bridged = natures.get(&name.to_string()).and_then(|nature| nature.bridged);
     match bridged {
         Some([v4, v6]) if has(IpAddr::is_ipv4) && !v4 || has(IpAddr::is_ipv6) && !v6 => {
-            let message = format!(
-                "the bridge of {name} hands no packets to the rules: load br_netfilter, and set \
-                 net.bridge.bridge-nf-call-iptables and net.bridge.bridge-nf-call-ip6tables to 1"
-            );
+            let message = format!("the bridge of {name} hands no packets to the rules: {FILTER_BRIDGES}");
             (DeviceState::BridgeNotFiltered, message)
         }
         _ => (DeviceState::Watched, format!("nothing but what it declares comes out of {name}")),

@@ -28,7 +28,7 @@ pub(crate) mod state;
 mod tests;
 
 use crate::api::{NetworkInterface, SecurityGroup, SecurityGroupBinding};
-use crate::index::{Feed, Update};
+use crate::index::{Feed, Update, addresses_of};
 use crate::kubevirt;
 use crate::nft::exec::Nft;
 use crate::nft::monitor::Monitor;
@@ -54,8 +54,7 @@ use own_addresses::{AntiSpoofing, OwnAddresses, Said, Told};
 use remotes::Remotes;
 use report::Reporter;
 use state::{Gate, State};
-use std::collections::BTreeSet;
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use tokio::sync::watch::{Receiver, Sender, channel};
@@ -140,7 +139,7 @@ pub async fn run(args: Args, client: Client, shutdown: Shutdown) -> anyhow::Resu
     };
     let coalescer = || Arc::new(Coalescer::new(RETRY, Some(Duration::from_secs(compare_every))));
     let (dirty, attached) = (coalescer(), coalescer());
-    let state = Shared::new(State::new(addresses(&node)));
+    let state = Shared::new(State::new(addresses_of(&node)));
     let announcer = Announcer::start(client.clone(), &node, metrics.clone(), shutdown.clone());
     let monitor = Monitor::open().context("cannot listen to changes of tables")?;
     state.lock().allowances = Allowances::new(anti_spoofing.widest);
@@ -293,9 +292,4 @@ async fn find_node(client: &Client, name: &str) -> Node {
             }
         }
     }
-}
-
-fn addresses(node: &Node) -> BTreeSet<IpAddr> {
-    let addresses = node.status.iter().flat_map(|s| s.addresses.iter().flatten());
-    addresses.filter_map(|a| a.address.parse().ok()).collect()
 }

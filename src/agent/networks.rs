@@ -4,7 +4,7 @@
 //! node's own CNI plugins said when they attached it, and nothing else is believed.
 
 use super::attachments::Attachment;
-use super::declared::Nature;
+use super::declared::{FILTER_BRIDGES, Nature};
 use crate::api::AttachmentState;
 use crate::index::{self, Target};
 use crate::policy::NamespacedName;
@@ -84,10 +84,8 @@ fn look_at(interface: &str, attachment: Option<&Attachment>, devices: &BTreeMap<
         return out_of_reach(AttachmentState::Bypassing, message);
     };
     if nature.bridged.is_some_and(|filtered| filtered.contains(&false)) {
-        let message = format!(
-            "the bridge that {interface} is attached to hands no packets to the rules: load br_netfilter, and set \
-             net.bridge.bridge-nf-call-iptables and net.bridge.bridge-nf-call-ip6tables to 1"
-        );
+        let message =
+            format!("the bridge that {interface} is attached to hands no packets to the rules: {FILTER_BRIDGES}");
         return out_of_reach(AttachmentState::Bypassing, message);
     }
     if attachment.addresses.is_empty() {

@@ -11,7 +11,7 @@ use crate::api::{
     NetworkInterface, NetworkInterfaceStatus, NodeEnforcement, SecurityGroup, SecurityGroupBinding,
     SecurityGroupBindingStatus, SecurityGroupSlice, SecurityGroupSliceSpec, SecurityGroupStatus, SliceMember,
 };
-use crate::index::{Changes, Index, TargetKind, TargetName, Update, name_of};
+use crate::index::{Changes, Index, TargetKind, TargetName, Update, addresses_of, name_of};
 use crate::policy::NamespacedName;
 use k8s_openapi::api::core::v1::Node;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
@@ -180,8 +180,7 @@ impl Cluster {
     /// Takes in a node, `None` if it is gone.
     pub fn set_node(&mut self, name: &str, node: Option<&Node>) {
         let status = node.and_then(|n| n.status.as_ref());
-        let addresses = status.iter().flat_map(|s| s.addresses.iter().flatten());
-        let addresses = addresses.filter_map(|a| a.address.parse().ok()).collect();
+        let addresses = node.map(addresses_of).unwrap_or_default();
         let boot = status.and_then(|s| s.node_info.as_ref()).map(|i| i.boot_id.clone());
         let known = match node {
             Some(_) => self.nodes.insert(name.to_owned(), boot.clone()),

@@ -7,7 +7,7 @@ use crate::api::{
     EnforcedBinding, EnforcedGroup, EnforcedRemote, EnforcementFailure, NodeEnforcement, NodeEnforcementStatus,
     ReportedAttachment, ReportedInterface,
 };
-use crate::index::{Attached, TargetKind, TargetName};
+use crate::index::{Attached, TargetKind, TargetName, attached};
 use crate::policy::NamespacedName;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
@@ -30,20 +30,6 @@ pub struct Report {
     pub networks: BTreeMap<TargetName, ReportedAttachment>,
     /// What bypasses the rules there.
     pub bypassed: Option<String>,
-}
-
-impl Report {
-    /// What the index takes of the secondary networks.
-    pub fn attached(&self) -> BTreeMap<NamespacedName, Attached> {
-        let mut attached: BTreeMap<NamespacedName, Attached> = BTreeMap::new();
-        for (target, said) in &self.networks {
-            let Some(network) = target.network.clone() else { continue };
-            let pod = attached.entry(target.name.clone()).or_default();
-            pod.uid.clone_from(&said.uid);
-            pod.addresses.insert(network, said.addresses.iter().copied().collect());
-        }
-        attached
-    }
 }
 
 impl From<NodeEnforcementStatus> for Report {
@@ -144,12 +130,12 @@ impl Reports {
         differences.bindings.extend(differing(&old.bindings, &new.bindings));
         differences.interfaces.extend(differing(&old.interfaces, &new.interfaces));
         differences.networks.extend(differing(&old.networks, &new.networks));
-        let (attached_before, mut attached) = (old.attached(), new.attached());
-        let pods = differing(&attached_before, &attached);
+        let mut now = attached(new.networks.values());
+        let pods = differing(&attached(old.networks.values()), &now);
         differences.attached = pods
             .into_iter()
             .map(|pod| {
-                let now = attached.remove(&pod);
+                let now = now.remove(&pod);
                 (pod, now)
             })
             .collect();

@@ -4,7 +4,9 @@
 
 use super::objects::TargetName;
 use super::selection::Labels;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use std::collections::{BTreeSet, HashMap};
+use std::sync::Arc;
 
 /// A virtual machine, as far as groups are concerned.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -13,6 +15,15 @@ pub struct Machine {
     pub uid: String,
     /// Its labels.
     pub labels: Labels,
+}
+
+impl From<&ObjectMeta> for Machine {
+    fn from(metadata: &ObjectMeta) -> Self {
+        Self {
+            uid: metadata.uid.clone().unwrap_or_default(),
+            labels: Arc::new(metadata.labels.clone().unwrap_or_default()),
+        }
+    }
 }
 
 /// Which of several watches a machine was seen by.

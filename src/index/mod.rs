@@ -17,7 +17,10 @@ mod tests;
 pub use digest::AddressDigest;
 pub use feed::{Feed, Indexed, Update};
 pub use machines::{Machine, MachineSource};
-pub use objects::{Binding, DeclaredDevice, Group, SelectorKind, Target, TargetKind, TargetName, is_own, name_of};
+pub use networks::attached;
+pub use objects::{
+    Binding, DeclaredDevice, Group, SelectorKind, Target, TargetKind, TargetName, addresses_of, is_own, name_of,
+};
 pub use selection::Selection;
 pub use slices::RemoteMembers;
 

@@ -3,6 +3,8 @@
 //! Who may write a pod may write that annotation. It is believed where it names networks, which decides what bindings of the
 //! pod's own namespace select, and nowhere else: addresses are what the pod's node knows of them.
 
+use super::Attached;
+use crate::api::ReportedAttachment;
 use crate::policy::NamespacedName;
 use serde::Deserialize;
 use std::collections::BTreeMap;
@@ -30,6 +32,18 @@ pub fn of_status(namespace: &str, annotation: &str) -> BTreeMap<String, Namespac
 pub fn network(namespace: &str, text: &str) -> NamespacedName {
     let (namespace, name) = text.split_once('/').unwrap_or((namespace, text));
     NamespacedName::new(namespace, name)
+}
+
+/// What a node's report says of its pods on such networks.
+pub fn attached<'a>(reported: impl IntoIterator<Item = &'a ReportedAttachment>) -> BTreeMap<NamespacedName, Attached> {
+    let mut pods: BTreeMap<NamespacedName, Attached> = BTreeMap::new();
+    for said in reported {
+        let Ok(network) = said.network.parse() else { continue };
+        let pod = pods.entry(NamespacedName::new(&said.namespace, &said.name)).or_default();
+        pod.uid.clone_from(&said.uid);
+        pod.addresses.insert(network, said.addresses.iter().copied().collect());
+    }
+    pods
 }
 
 #[cfg(test)]

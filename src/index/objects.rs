@@ -18,6 +18,12 @@ pub fn name_of(metadata: &ObjectMeta) -> NamespacedName {
     NamespacedName::new(metadata.namespace.clone().unwrap_or_default(), metadata.name.clone().unwrap_or_default())
 }
 
+/// The addresses of a node: never a pod's.
+pub fn addresses_of(node: &core::Node) -> BTreeSet<IpAddr> {
+    let addresses = node.status.iter().flat_map(|status| status.addresses.iter().flatten());
+    addresses.filter_map(|address| address.address.parse().ok()).collect()
+}
+
 /// The kinds of what a binding can select.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum TargetKind {

@@ -7,7 +7,6 @@ use crate::runtime::admin::Readiness;
 use crate::runtime::watch::{Malformed, Sink, Watches};
 use kube::core::PartialObjectMeta;
 use kube::runtime::watcher;
-use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::watch::{Receiver, channel};
 use tokio::task::JoinSet;
@@ -69,25 +68,20 @@ struct Machines<F> {
     news: F,
 }
 
-fn machine(object: &PartialObjectMeta<VirtualMachineInstance>) -> Machine {
-    let metadata = &object.metadata;
-    Machine {
-        uid: metadata.uid.clone().unwrap_or_default(),
-        labels: Arc::new(metadata.labels.clone().unwrap_or_default()),
-    }
-}
-
 impl<F: FnMut(Update)> Sink<PartialObjectMeta<VirtualMachineInstance>> for Machines<F> {
     fn reset(&mut self, objects: Vec<PartialObjectMeta<VirtualMachineInstance>>, _: Vec<Malformed>) {
-        (self.news)(Update::Machines(self.source, objects.iter().map(machine).collect()));
+        (self.news)(Update::Machines(
+            self.source,
+            objects.iter().map(|object| Machine::from(&object.metadata)).collect(),
+        ));
     }
 
     fn apply(&mut self, object: PartialObjectMeta<VirtualMachineInstance>) {
-        (self.news)(Update::Machine(self.source, machine(&object)));
+        (self.news)(Update::Machine(self.source, Machine::from(&object.metadata)));
     }
 
     fn delete(&mut self, object: PartialObjectMeta<VirtualMachineInstance>) {
-        (self.news)(Update::NoMachine(self.source, machine(&object).uid));
+        (self.news)(Update::NoMachine(self.source, Machine::from(&object.metadata).uid));
     }
 
     // Metadata can be read of whatever there is.

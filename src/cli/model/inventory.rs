@@ -3,7 +3,7 @@
 //! PURE. Owns the one way from objects to an [`Index`]. Interprets nothing itself.
 
 use crate::api::{NetworkInterface, NodeEnforcement, SecurityGroup, SecurityGroupBinding};
-use crate::index::{Attached, Binding, Group, Index, Machine, MachineSource, Target, name_of};
+use crate::index::{Binding, Group, Index, Machine, MachineSource, Target, addresses_of, attached, name_of};
 use crate::kubevirt::VirtualMachineInstance;
 use crate::policy::NamespacedName;
 use anyhow::{Context, bail};
@@ -11,9 +11,7 @@ use ipnet::IpNet;
 use k8s_openapi::api::core::v1::{Node, Pod, Service};
 use k8s_openapi::api::networking::v1::NetworkPolicy;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
-use std::collections::{BTreeMap, BTreeSet};
-use std::net::IpAddr;
-use std::sync::Arc;
+use std::collections::BTreeMap;
 
 /// Objects by their names.
 pub type Named<K> = BTreeMap<NamespacedName, K>;
@@ -55,7 +53,7 @@ impl Inventory {
         let mut index = Index::default();
         index.set_service_networks(self.service_networks.clone());
         for node in &self.nodes {
-            index.set_node_addresses(&name_of(&node.metadata).name, addresses(node));
+            index.set_node_addresses(&name_of(&node.metadata).name, addresses_of(node));
         }
         for attachment in self.reports.iter().flat_map(|report| &report.status).flat_map(|s| &s.attachments) {
             let pod = NamespacedName::new(&attachment.namespace, &attachment.name);
@@ -64,14 +62,12 @@ impl Inventory {
         }
         for report in &self.reports {
             let node = name_of(&report.metadata).name;
-            for (pod, attached) in attached(report) {
+            for (pod, attached) in attached(report.status.iter().flat_map(|status| &status.networks)) {
                 index.set_attached(&pod, &node, Some(attached));
             }
         }
         for machine in &self.machines {
-            let uid = machine.metadata.uid.clone().unwrap_or_default();
-            let labels = Arc::new(machine.metadata.labels.clone().unwrap_or_default());
-            index.apply_machine(MachineSource(0), Machine { uid, labels });
+            index.apply_machine(MachineSource(0), Machine::from(&machine.metadata));
         }
         for group in self.groups.values() {
             index.apply_group(Group::from(group));
@@ -117,22 +113,4 @@ impl Inventory {
     pub fn unguarded(&self) -> Self {
         Self { groups: Named::new(), malformed_groups: Named::new(), bindings: Named::new(), ..self.clone() }
     }
-}
-
-/// What a node knows of its pods on secondary networks.
-fn attached(report: &NodeEnforcement) -> BTreeMap<NamespacedName, Attached> {
-    let mut pods: BTreeMap<NamespacedName, Attached> = BTreeMap::new();
-    for attachment in report.status.iter().flat_map(|status| &status.networks) {
-        let Ok(network) = attachment.network.parse::<NamespacedName>() else { continue };
-        let pod = NamespacedName::new(&attachment.namespace, &attachment.name);
-        let known = pods.entry(pod).or_insert_with(|| Attached { uid: attachment.uid.clone(), ..Attached::default() });
-        known.addresses.insert(network, attachment.addresses.iter().copied().collect());
-    }
-    pods
-}
-
-/// The addresses of a node.
-fn addresses(node: &Node) -> BTreeSet<IpAddr> {
-    let addresses = node.status.iter().flat_map(|status| status.addresses.iter().flatten());
-    addresses.filter_map(|address| address.address.parse().ok()).collect()
 }
