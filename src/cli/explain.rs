@@ -1,11 +1,14 @@
 //! `kubectl sg explain`: whether one may connect to another, and which rule says so.
 
-use super::load::{Source, Wanted};
-use super::model::ends::{Asked, Place, l4_text, places, split};
+use super::agents::{Agents, System};
+use super::live::{Live, Question, Tried, ask};
+use super::load::{Cluster, Source, Wanted};
+use super::model::ends::{Asked, Place, places, split};
 use super::model::inventory::Inventory;
 use super::model::snapshot::Snapshot;
 use super::model::verdicts::{EndVerdict, RuleAt, Scene};
 use super::output::{Answer, Format, Outcome, Paint, Tone, clean};
+use crate::policy::describe::l4_text;
 use crate::policy::{Connection, Direction, L4};
 use anyhow::ensure;
 use serde::Serialize;
@@ -20,11 +23,16 @@ pub struct Args {
     /// To whom: the same, with a port and a protocol if it is not TCP: pod/db-0:3306, svc/dns:53/udp, [fd00::1]:443,
     /// pod/db-0:icmp for a ping, 10.0.0.1:13.0/icmp for a type and code.
     to: String,
+    /// Also ask the nodes of both ends what their kernels do, and whether somebody else changed what they hold.
+    #[arg(long, conflicts_with = "offline")]
+    live: bool,
     /// How to print.
     #[arg(short, long, value_enum, default_value_t)]
     output: Format,
     #[command(flatten)]
     source: Source,
+    #[command(flatten)]
+    system: System,
 }
 
 /// Connections that fare alike, for the same reasons.
@@ -39,18 +47,32 @@ struct Explanation {
     tried: Vec<(IpAddr, IpAddr)>,
     egress: EndVerdict,
     ingress: EndVerdict,
+    /// The same connections, for their nodes.
+    #[serde(skip)]
+    for_nodes: Vec<Tried>,
+    /// What nodes say, if they were asked.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    live: Option<Vec<Live>>,
 }
 
 /// Explains.
 pub async fn run(args: Args, paint: Paint) -> anyhow::Result<Outcome> {
     let (inventory, namespace) = args.source.load(Wanted { targets: true, neighbours: true }).await?;
-    let explanations = explain(&inventory, &namespace, &args.from, &args.to)?;
+    let mut explanations = explain(&inventory, &namespace, &args.from, &args.to)?;
+    if args.live {
+        let cluster = Cluster::connect(&args.source.connection).await?;
+        let agents = Agents::find(cluster.client, &args.system).await?;
+        let questions = explanations.iter().map(|e| Question { tried: &e.for_nodes, ends: [&e.egress, &e.ingress] });
+        let answers = ask(&agents, &inventory, &questions.collect::<Vec<_>>()).await;
+        explanations.iter_mut().zip(answers).for_each(|(explanation, live)| explanation.live = Some(live));
+    }
     let text = match args.output.document(&explanations)? {
         Some(text) => text,
         None => explanations.iter().map(|explanation| explanation.render(paint)).collect::<Vec<_>>().join("\n"),
     };
-    let allowed = explanations.iter().all(|explanation| explanation.allowed);
-    Ok(Outcome { text, notes: inventory.notes, answer: if allowed { Answer::Yes } else { Answer::No } })
+    let is_so = |live: &Live| live.agrees == Some(true);
+    let yes = explanations.iter().all(|e| e.allowed && e.live.iter().flatten().all(is_so));
+    Ok(Outcome { text, notes: inventory.notes, answer: if yes { Answer::Yes } else { Answer::No } })
 }
 
 fn explain(inventory: &Inventory, namespace: &str, from: &str, to: &str) -> anyhow::Result<Vec<Explanation>> {
@@ -67,6 +89,8 @@ fn explain(inventory: &Inventory, namespace: &str, from: &str, to: &str) -> anyh
                 let egress = scene.end(Direction::Egress, &connection, source, destination);
                 let ingress = scene.end(Direction::Ingress, &connection, destination, source);
                 let tried = (connection.source, connection.destination);
+                let node = |place: &Place| index.target(place.target.as_ref()?)?.node.clone();
+                let for_nodes = Tried { connection, nodes: [node(source), node(destination)] };
                 let traffic = l4_text(connection.l4);
                 let alike = |known: &&mut Explanation| {
                     (&known.egress, &known.ingress, &known.traffic) == (&egress, &ingress, &traffic)
@@ -74,6 +98,7 @@ fn explain(inventory: &Inventory, namespace: &str, from: &str, to: &str) -> anyh
                 match explanations.iter_mut().find(alike) {
                     Some(known) => {
                         known.tried.push(tried);
+                        known.for_nodes.push(for_nodes);
                         add(&mut known.from, &source.name);
                         add(&mut known.to, &destination.name);
                     }
@@ -85,6 +110,8 @@ fn explain(inventory: &Inventory, namespace: &str, from: &str, to: &str) -> anyh
                         tried: vec![tried],
                         egress,
                         ingress,
+                        for_nodes: vec![for_nodes],
+                        live: None,
                     }),
                 }
             }
@@ -121,8 +148,31 @@ impl Explanation {
         text += &format!("  {}{more}\n", addresses.join(", "));
         text += &render_end(&self.egress, &format!("out of {from}"), paint);
         text += &render_end(&self.ingress, &format!("into {to}"), paint);
+        if let Some(live) = &self.live {
+            text += &render_live(live, paint);
+        }
         text
     }
+}
+
+fn render_live(live: &[Live], paint: Paint) -> String {
+    if live.is_empty() {
+        return "  no node of the cluster guards either end\n".to_owned();
+    }
+    let mut text = String::new();
+    for Live { node, direction, agrees, says } in live {
+        let side = if *direction == Direction::Egress { "out" } else { "in" };
+        let (word, tone) = match agrees {
+            Some(true) => ("agrees", Tone::Good),
+            Some(false) => ("does NOT agree", Tone::Bad),
+            None => ("cannot say", Tone::Doubtful),
+        };
+        text += &format!("  kernel of {node}, {side}: {}\n", paint.tone(tone, word));
+        for line in says {
+            text += &format!("    {}\n", clean(line));
+        }
+    }
+    text
 }
 
 fn shortened(names: &[String]) -> String {

@@ -1,6 +1,6 @@
 //! From parsed groups to the kernel: compile, compare, render; run `nft`, and hear what becomes of the tables.
 //!
-//! Everything but [`exec`] and [`monitor`] is PURE. The layout, in short: every packet of a connection is judged by the connection's own
+//! Everything but [`exec`], [`monitor`] and [`denied`] is PURE. The layout, in short: every packet of a connection is judged by the connection's own
 //! tuple, so a verdict that changes, changes for both directions at once, and conntrack is never touched.
 //!
 //! - Profiles, port maps and CIDR sets are constants: named by a hash of what they say, shared, never edited in place.
@@ -8,6 +8,7 @@
 //! - What both directions accepted is remembered, and forgotten with the next commit that may take something away.
 
 pub mod compile;
+pub mod denied;
 pub mod exec;
 mod expected;
 pub mod layout;
@@ -15,6 +16,7 @@ pub mod ledger;
 pub mod listing;
 pub mod model;
 pub mod monitor;
+pub mod nflog;
 pub mod notification;
 pub mod own;
 pub mod render;
