@@ -14,6 +14,7 @@ mod drops;
 mod edit;
 mod effective;
 mod explain;
+mod explain_many;
 mod graph;
 mod list;
 mod live;

@@ -21,8 +21,12 @@ mod machines;
 mod members;
 mod metrics;
 mod networks;
+mod pairs;
 mod plugin;
 mod privileges;
+#[allow(dead_code, reason = "some tests have several seeds")]
+#[path = "../support/random.rs"]
+mod random;
 mod reach;
 mod repair;
 mod rule_sets;

@@ -5,10 +5,15 @@ use super::reach::{Pod, both};
 use std::process::{Command, Output, Stdio};
 
 /// The plugin, where the cluster's API server is reached.
-fn sg(arguments: &[&str]) -> Output {
+pub fn command_of_sg(arguments: &[&str]) -> Command {
     let mut sg: Command = command("node");
-    sg.env("KUBECONFIG", folder().join("kubeconfig")).stdin(Stdio::null());
-    sg.args(["control", env!("CARGO_BIN_EXE_kubectl-sg")]).args(arguments).output().unwrap()
+    sg.env("KUBECONFIG", folder().join("kubeconfig"));
+    sg.args(["control", env!("CARGO_BIN_EXE_kubectl-sg")]).args(arguments);
+    sg
+}
+
+fn sg(arguments: &[&str]) -> Output {
+    command_of_sg(arguments).stdin(Stdio::null()).output().unwrap()
 }
 
 fn said(output: &Output) -> String {
