@@ -105,6 +105,7 @@ fn what_is_denied_is_told_whatever_it_is() {
         assert_eq!(told[0].connection, connection(from, node, L4::Ports(Transport::Udp, 8003)));
         assert_eq!(told[0].direction, Direction::Egress);
 
+        bench.settle();
         // What packets leave in the table is no damage; what somebody else puts there is.
         bench.ruleset.told = NonZeroU32::new(200);
         let list = || bench.topology.node.netns.nft(&["-s", "list", "table", "inet", "ringfence"]);
