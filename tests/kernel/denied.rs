@@ -12,12 +12,14 @@ use ringfence::nft::{self, Layout, Ruleset};
 use ringfence::policy::{Connection, Direction, Group, IcmpMatch, L4, Traffic, Transport};
 use std::net::{IpAddr, SocketAddr};
 use std::num::NonZeroU32;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tokio::runtime::Runtime;
 
 /// What is sent to this port of the third pod, which is closed, says that all before it was told.
 const MARK: u16 = 9;
 const RECEIVE_BUFFER: usize = 1 << 20;
+/// The longest that a machine may be busy with something else.
+const PATIENCE: Duration = Duration::from_secs(20);
 
 /// A table that tells, and who listens to it.
 struct Ear {
@@ -47,7 +49,9 @@ impl Ear {
     fn heard(&mut self, wire: &mut Wire) -> Vec<Told> {
         let mark = Connection { source: self.mark.0, destination: self.mark.1, l4: L4::Ports(Transport::Udp, MARK) };
         let mut all = Vec::new();
+        let deadline = Instant::now() + PATIENCE;
         loop {
+            assert!(Instant::now() < deadline, "the kernel tells nothing");
             // Again and again, as there may have been no room for the first.
             assert!(!wire.passes(Probe::new(self.mark.0, self.mark.1, Kind::Udp(MARK, MARK))));
             let (denied, patience) = (&mut self.denied, Duration::from_secs(1));
