@@ -198,7 +198,7 @@ mod tests {
     use crate::observe::Table;
     use crate::policy::{Group, L4, Miss, NamespacedName, Remote, Rule, Traffic, Transport, parse_cidr};
     use crate::runtime::Coalescer;
-    use std::collections::BTreeSet;
+    use std::collections::{BTreeMap, BTreeSet};
     use std::net::IpAddr;
     use tokio::io::Lines;
 
@@ -314,7 +314,7 @@ mod tests {
         let reasons: Vec<[&str; 2]> = judged.verdicts.iter().map(|ends| [0, 1].map(|i| &*ends[i].reason)).collect();
         assert_eq!(reasons, [["Unguarded", "Rule"], ["Unguarded", "NoRule"], ["Unguarded", "OwnNode"]]);
         assert_eq!(judged.table, Table::Same);
-        assert_eq!(judged.generations, [("shop/db".to_owned(), 3)].into());
+        assert_eq!(judged.generations, BTreeMap::from([("shop/db".to_owned(), 3)]));
     }
 
     #[tokio::test]
