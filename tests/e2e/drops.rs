@@ -96,8 +96,8 @@ fn a_denied_connection_shows_with_both_ends_and_the_nearest_rule() {
     let pod = agent_pod("n1");
     let log = kubectl(&["-n", SYSTEM, "logs", &pod, "--since=5m"]);
     for address in &client.addresses {
-        let words = ["connection denied", "e2e-drops/server", address];
-        assert!(log.lines().any(|line| words.iter().all(|word| line.contains(word))), "{address}: {log}");
+        let words = ["connection denied", "e2e-drops/server", address.as_str()];
+        assert!(log.lines().any(|line| words.iter().all(|word| line.contains(*word))), "{address}: {log}");
     }
     let metrics = kubectl(&["get", "--raw", &format!("/api/v1/namespaces/{SYSTEM}/pods/{pod}:9181/proxy/metrics")]);
     let counted = "ringfence_agent_denied_connections_total{direction=\"ingress\",namespace=\"e2e-drops\"} 2";
