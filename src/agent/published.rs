@@ -10,7 +10,7 @@ use std::time::Duration;
 use tokio::sync::oneshot;
 
 /// A comparison takes some tens of milliseconds; a commit that hangs, seconds.
-const PATIENCE: Duration = Duration::from_secs(8);
+const PATIENCE: Duration = Duration::from_secs(6);
 
 /// What the last commit made true.
 #[derive(Clone, Debug, Default)]

@@ -11,11 +11,11 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader, DuplexStream, Lines};
 
-/// Which pods they are.
-const SELECTOR: &str = "app.kubernetes.io/component=agent,app.kubernetes.io/name=ringfence";
-/// How long one may be silent: it says something each twenty seconds, and compares a table for up to eight.
+/// Which pods they are, among those of Ringfence's namespace.
+const SELECTOR: &str = "app.kubernetes.io/component=agent";
+/// How long one may be silent: it says something each twenty seconds.
 const PATIENCE: Duration = Duration::from_secs(45);
-/// How long it may take to reach one, and to hear its first word if it has nothing to look up.
+/// How long it may take to reach one, and then to hear its first word, for which it may have to compare a table.
 pub const SOON: Duration = Duration::from_secs(10);
 
 /// Where Ringfence is.

@@ -312,3 +312,81 @@ fn line(denied: &Denied, paint: Paint) -> String {
     }
     text
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cli::model::manifests::{bring_to_life, read};
+    use crate::policy::{L4, Transport};
+
+    fn names() -> Names {
+        let text = "
+kind: Pod
+metadata: {name: web, labels: {app: web}}
+---
+kind: Pod
+metadata:
+  name: virt-launcher-db-x
+  ownerReferences: [{apiVersion: kubevirt.io/v1, kind: VirtualMachineInstance, name: db, uid: u1, controller: true}]
+";
+        let mut inventory = Inventory::default();
+        read(text, "shop", &mut inventory).unwrap();
+        bring_to_life(&mut inventory, &["10.0.0.0/24".parse().unwrap()]).unwrap();
+        Names { index: inventory.index(), inventory, looked: Instant::now() }
+    }
+
+    fn denied(names: &Names) -> Denied {
+        let peer = |target: &str| {
+            let address = *names.addresses("shop", target).unwrap().first().unwrap();
+            Peer { address, name: None, groups: Vec::new() }
+        };
+        Denied {
+            first: Timestamp::UNIX_EPOCH,
+            last: Timestamp::UNIX_EPOCH,
+            packets: 3,
+            node: "n1".to_owned(),
+            direction: Direction::Ingress,
+            source: peer("pod/web"),
+            source_port: Some(40_000),
+            destination: peer("vm/db"),
+            l4: L4::Ports(Transport::Tcp, 3306),
+            established: true,
+            groups: vec!["shop/db".to_owned()],
+            nearest: Some(NearestRule {
+                group: "shop/db".to_owned(),
+                id: "23055aa948".to_owned(),
+                text: "TCP 3306 from sg/app".to_owned(),
+                miss: Miss::Remote,
+            }),
+        }
+    }
+
+    #[test]
+    fn pods_and_machines_are_called_by_their_names() {
+        let names = names();
+        let mut denied = denied(&names);
+        names.put(&mut denied);
+        let line = line(&denied, Paint(false));
+        assert_eq!(
+            line,
+            "1970-01-01T00:00:00Z  ingress denied  pod/shop/web -> vm/shop/db  TCP 3306  3 packets\n    \
+             into vm/shop/db, groups: shop/db\n    the connection was open before\n    \
+             nearest rule 23055aa948 of shop/db: TCP 3306 from sg/app (same port, other remote)\n"
+        );
+        let table = table(&[denied], Format::Wide, Paint(false));
+        assert!(table.contains("into TO   shop/db") && table.contains("n1"), "{table}");
+    }
+
+    #[test]
+    fn of_a_namespace_is_what_has_an_end_or_a_group_there() {
+        let names = names();
+        let in_namespace = |namespace: &str| Scope { addresses: None, namespace: Some(namespace.to_owned()) };
+        let mut denied = denied(&names);
+        assert!(in_namespace("shop").holds(&names, &denied) && !in_namespace("bank").holds(&names, &denied));
+        denied.groups = vec!["bank/db".to_owned()];
+        assert!(in_namespace("bank").holds(&names, &denied));
+        assert!(Scope { addresses: None, namespace: None }.holds(&names, &denied));
+        let of = |target: &str| Scope { addresses: Some(names.addresses("shop", target).unwrap()), namespace: None };
+        assert!(of("vm/db").holds(&names, &denied) && !of("192.0.2.1").holds(&names, &denied));
+    }
+}

@@ -2,7 +2,7 @@
 //!
 //! Owns the questions to agents and the comparison. The API's verdicts are [`verdicts`](super::model::verdicts)'.
 
-use super::agents::Agents;
+use super::agents::{Agents, SOON};
 use super::model::inventory::Inventory;
 use super::model::verdicts::EndVerdict;
 use crate::observe::{Judged, MAX_JUDGED, NodeVerdict, Request, Said, Table};
@@ -67,7 +67,8 @@ async fn judge(agents: &Agents, node: &str, connections: &[Connection]) -> anyho
     let (mut last, mut verdicts) = (None, BTreeMap::new());
     for connections in connections.chunks(MAX_JUDGED) {
         let mut answer = agents.ask(node, &Request::Judge { connections: connections.to_vec() }).await?;
-        match answer.next().await? {
+        let first = tokio::time::timeout(SOON, answer.next()).await.context("its agent does not answer")?;
+        match first? {
             Some(Said::Judged(judged)) if judged.verdicts.len() == connections.len() => {
                 verdicts.extend(connections.iter().copied().zip(judged.verdicts.clone()));
                 last = Some(judged);
@@ -134,4 +135,78 @@ fn compare_end(
     let looked_at = !matches!(judged.table, Table::Unknown(_));
     // That it disagrees is worth more than that its table could not be looked at.
     ((looked_at || !agrees).then_some(agrees), says)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cli::model::manifests::read;
+    use crate::observe::Change;
+    use crate::policy::{L4, Transport};
+
+    fn compared(edit: impl FnOnce(&mut Judged)) -> Live {
+        let mut inventory = Inventory::default();
+        let group =
+            "kind: SecurityGroup\napiVersion: ringfence.io/v1alpha1\nmetadata: {name: db, generation: 2}\nspec: {}";
+        read(group, "shop", &mut inventory).unwrap();
+        let end = |direction, allowed| EndVerdict {
+            direction,
+            allowed,
+            reason: if allowed { "Rule" } else { "NoRule" },
+            groups: vec!["shop/db".to_owned()],
+            rule: None,
+            why_not: None,
+            unresolved: Vec::new(),
+            network_policies: Vec::new(),
+        };
+        let node =
+            |reason: &str| NodeVerdict { reason: reason.to_owned(), rule: None, groups: vec!["shop/db".to_owned()] };
+        let mut judged = Judged {
+            node: "n1".to_owned(),
+            table: Table::Same,
+            last_change: None,
+            generations: [("shop/db".to_owned(), 2)].into(),
+            verdicts: vec![[node("Unguarded"), node("Rule")]],
+        };
+        edit(&mut judged);
+        let connection = Connection {
+            source: "10.0.0.1".parse().unwrap(),
+            destination: "10.0.0.2".parse().unwrap(),
+            l4: L4::Ports(Transport::Tcp, 80),
+        };
+        let tried = [Tried { connection, nodes: [None, Some("n1".to_owned())] }];
+        let (egress, ingress) = (end("egress", true), end("ingress", true));
+        let question = Question { tried: &tried, ends: [&egress, &ingress] };
+        let verdicts = [(connection, judged.verdicts[0].clone())].into();
+        let [live] = &compare(&inventory, &question, &[("n1", Ok((judged, verdicts)))].into())[..] else {
+            panic!("only the destination is on a node")
+        };
+        live.clone()
+    }
+
+    #[test]
+    fn a_node_agrees_or_says_why_not() {
+        let live = compared(|_| {});
+        assert_eq!((live.agrees, live.direction, live.says), (Some(true), Direction::Ingress, vec![]));
+        let live = compared(|judged| {
+            judged.verdicts[0][1].reason = "NoRule".to_owned();
+            judged.generations.insert("shop/db".to_owned(), 1);
+        });
+        assert_eq!(live.agrees, Some(false));
+        assert_eq!(live.says, ["there it is denied", "it has generation 1 of shop/db, the API has 2"]);
+        let live = compared(|judged| judged.verdicts[0][1].groups.clear());
+        assert_eq!((live.agrees, live.says), (Some(true), vec!["groups there: none".to_owned()]));
+    }
+
+    #[test]
+    fn what_is_not_known_is_not_agreement() {
+        let live = compared(|judged| judged.table = Table::Unknown("nft hangs".to_owned()));
+        assert_eq!(live.agrees, None);
+        assert!(live.says[0].contains("nft hangs"));
+        let live = compared(|judged| judged.table = Table::Repaired("a chain".to_owned()));
+        assert!(live.agrees == Some(true) && live.says[0].contains("a chain"));
+        let change = Change { what: "nft changed it".to_owned(), repaired: jiff::Timestamp::UNIX_EPOCH };
+        let live = compared(|judged| judged.last_change = Some(change));
+        assert!(live.says[0].ends_with("at 1970-01-01T00:00:00Z: nft changed it"), "{live:?}");
+    }
 }

@@ -102,8 +102,6 @@ table inet ringfence {
 }
 ";
 
-/// Judges beside `forward`, with a cache of its own, until that one's has been made anew: see [`meanwhile`].
-pub const MEANWHILE: &str = "forward_meanwhile";
 /// Where the kernel tells of what is denied: a group of nflog. Others like low numbers.
 pub const LOG_GROUP: u16 = 24_513;
 /// What it calls a packet that was to come in, in the direction in which its connection began.
@@ -150,6 +148,9 @@ table inet ringfence {
 pub fn log(per_second: NonZeroU32) -> String {
     LOG.replace("LIMIT", &format!("limit rate {per_second}/second burst {per_second} packets"))
 }
+
+/// Judges beside `forward`, with a cache of its own, until that one's has been made anew: see [`meanwhile`].
+pub const MEANWHILE: &str = "forward_meanwhile";
 
 /// The verdict cache, by family.
 pub const CACHE: [&str; 2] = ["accepted_4", "accepted_6"];
@@ -226,12 +227,6 @@ mod tests {
     }
 
     #[test]
-    fn what_judges_meanwhile_shares_no_cache() {
-        assert_eq!(meanwhile().matches("accepted_").count(), meanwhile().matches("accepted_meanwhile_").count());
-        assert!(!meanwhile().contains("chain forward {"));
-    }
-
-    #[test]
     fn what_is_told_goes_where_it_is_listened_for_under_the_names_that_are_known() {
         let text = log(NonZeroU32::new(7).unwrap());
         let lines: Vec<&str> = text.lines().filter(|line| line.contains(" log ")).collect();
@@ -243,5 +238,11 @@ mod tests {
             assert_eq!(LOGGED.iter().filter(|set| line.contains(&format!(" update @{set} {{"))).count(), 1, "{line}");
         }
         assert_eq!(lines.len(), 10);
+    }
+
+    #[test]
+    fn what_judges_meanwhile_shares_no_cache() {
+        assert_eq!(meanwhile().matches("accepted_").count(), meanwhile().matches("accepted_meanwhile_").count());
+        assert!(!meanwhile().contains("chain forward {"));
     }
 }

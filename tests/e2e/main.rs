@@ -12,6 +12,7 @@ mod bad_input;
 mod cluster;
 mod deletion;
 mod disruption;
+mod drops;
 mod edits;
 mod extra_addresses;
 mod gate;

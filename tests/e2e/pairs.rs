@@ -1,7 +1,7 @@
 //! `kubectl sg explain` under rules of chance: its verdict on thousands of connections is what they do.
 
 use super::cluster::{Namespace, SOON, calm, get};
-use super::plugin::command_of_sg;
+use super::plugin::sg_command;
 use super::random::{self, Random};
 use super::reach::{From, Pod, target};
 use serde_json::Value;
@@ -156,7 +156,7 @@ fn connections(namespace: &Namespace, pods: &[Pod]) -> Vec<Connection> {
 
 /// What the plugin says of each.
 fn explained(namespace: &Namespace, connections: &[Connection]) -> Vec<(bool, Value)> {
-    let mut sg = command_of_sg(&["explain", "-n", &namespace.0, "--connections", "-", "-o", "json"]);
+    let mut sg = sg_command(&["explain", "-n", &namespace.0, "--connections", "-", "-o", "json"]);
     let mut sg = sg.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
     let lines: BTreeSet<&str> = connections.iter().map(|connection| connection.line.as_str()).collect();
     let asked: String = lines.iter().map(|line| format!("{line}\n")).collect();

@@ -5,18 +5,20 @@ use super::reach::{Pod, both};
 use std::process::{Command, Output, Stdio};
 
 /// The plugin, where the cluster's API server is reached.
-pub fn command_of_sg(arguments: &[&str]) -> Command {
+pub fn sg(arguments: &[&str]) -> Output {
+    sg_command(arguments).output().unwrap()
+}
+
+/// The same, before it runs.
+pub fn sg_command(arguments: &[&str]) -> Command {
     let mut sg: Command = command("node");
-    sg.env("KUBECONFIG", folder().join("kubeconfig"));
+    sg.env("KUBECONFIG", folder().join("kubeconfig")).stdin(Stdio::null());
     sg.args(["control", env!("CARGO_BIN_EXE_kubectl-sg")]).args(arguments);
     sg
 }
 
-fn sg(arguments: &[&str]) -> Output {
-    command_of_sg(arguments).stdin(Stdio::null()).output().unwrap()
-}
-
-fn said(output: &Output) -> String {
+/// All that it printed.
+pub fn said(output: &Output) -> String {
     String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr)
 }
 

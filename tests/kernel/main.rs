@@ -10,6 +10,7 @@ mod support;
 
 mod bench;
 mod cache;
+mod denied;
 mod differential;
 mod edits;
 mod semantics;

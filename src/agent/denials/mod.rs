@@ -128,7 +128,7 @@ impl Denials {
         }
     }
 
-    fn take_in(
+    pub(super) fn take_in(
         &self,
         news: News,
         state: &Shared,
