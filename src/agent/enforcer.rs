@@ -10,6 +10,7 @@ use super::metrics::Metrics;
 use super::remotes::Remotes;
 use super::report::Reporter;
 use super::state::{Desired, Revision};
+use super::usage::Usage;
 use crate::api::conditions::listed;
 use crate::nft::Ruleset;
 use crate::nft::exec::NftError;
@@ -19,6 +20,14 @@ use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 use tokio::sync::watch;
 
+/// Who is told of rounds.
+pub struct Told {
+    /// Who waits at the gate: what is in the kernel.
+    pub settled: watch::Sender<Settled>,
+    /// Who counts connections: what is about to be.
+    pub usage: Usage,
+}
+
 /// The only one who decides what is committed.
 pub struct Enforcer {
     state: Shared,
@@ -27,8 +36,7 @@ pub struct Enforcer {
     metrics: Metrics,
     announcer: Announcer,
     kernel: Kernel<Ruleset>,
-    /// Who waits at the gate is told here.
-    settled: watch::Sender<Settled>,
+    told: Told,
     /// Nothing was committed yet by this agent: what another one left is in force, and members of groups are missing here.
     first: bool,
     /// The revisions last known to be good, which outlive a failure.
@@ -44,9 +52,9 @@ impl Enforcer {
         metrics: Metrics,
         announcer: Announcer,
         kernel: Kernel<Ruleset>,
-        settled: watch::Sender<Settled>,
+        told: Told,
     ) -> Self {
-        Self { state, remotes, reporter, metrics, announcer, kernel, settled, first: true, good: BTreeMap::new() }
+        Self { state, remotes, reporter, metrics, announcer, kernel, told, first: true, good: BTreeMap::new() }
     }
 
     /// One round: from the state as it is now to a commit and a report of it.
@@ -59,6 +67,7 @@ impl Enforcer {
                 break;
             }
         }
+        self.told.usage.enforced(desired.enforced.clone());
         let started = Instant::now();
         let compare = reason == Reason::Periodic;
         let outcome = match self.kernel.enforce(desired.ruleset.clone(), compare).await {
@@ -77,7 +86,7 @@ impl Enforcer {
         }
         self.trace(&desired, started.elapsed());
         self.first = false;
-        self.settled.send_replace(desired.settled.clone());
+        self.told.settled.send_replace(desired.settled.clone());
         self.remotes.keep_only(&desired.remotes);
         let addresses = desired.ruleset.guards.keys().copied();
         self.reporter.report(desired.report, data_path::problems(addresses));

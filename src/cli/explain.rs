@@ -43,7 +43,8 @@ struct Explanation {
 
 /// Explains.
 pub async fn run(args: Args, paint: Paint) -> anyhow::Result<Outcome> {
-    let (inventory, namespace) = args.source.load(Wanted { targets: true, neighbours: true }).await?;
+    let (inventory, namespace) =
+        args.source.load(Wanted { targets: true, neighbours: true, ..Wanted::default() }).await?;
     let explanations = explain(&inventory, &namespace, &args.from, &args.to)?;
     let text = match args.output.document(&explanations)? {
         Some(text) => text,

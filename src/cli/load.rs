@@ -72,6 +72,8 @@ pub struct Wanted {
     pub targets: bool,
     /// Services and network policies.
     pub neighbours: bool,
+    /// What nodes counted.
+    pub usage: bool,
 }
 
 impl Source {
@@ -198,6 +200,9 @@ impl Cluster {
             let ranges: Vec<ServiceCIDR> = self.list_cluster(notes).await?;
             let cidrs = ranges.iter().flat_map(|range| &range.spec).flat_map(|spec| spec.cidrs.iter().flatten());
             inventory.service_networks = cidrs.filter_map(|cidr| cidr.parse().ok()).collect();
+        }
+        if wanted.usage {
+            inventory.usages = self.list_cluster(notes).await?;
         }
         if wanted.neighbours {
             inventory.services = self.list(notes).await?.0;

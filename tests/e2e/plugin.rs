@@ -5,7 +5,7 @@ use super::reach::{Pod, both};
 use std::process::{Command, Output, Stdio};
 
 /// The plugin, where the cluster's API server is reached.
-fn sg(arguments: &[&str]) -> Output {
+pub fn sg(arguments: &[&str]) -> Output {
     let mut sg: Command = command("node");
     sg.env("KUBECONFIG", folder().join("kubeconfig")).stdin(Stdio::null());
     sg.args(["control", env!("CARGO_BIN_EXE_kubectl-sg")]).args(arguments).output().unwrap()

@@ -13,3 +13,4 @@ mod cache;
 mod differential;
 mod edits;
 mod semantics;
+mod usage;

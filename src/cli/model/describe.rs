@@ -46,10 +46,7 @@ pub fn rule_view(namespace: &str, direction: Direction, rule: &SecurityGroupRule
 
 /// As the API calls it.
 pub fn direction_name(direction: Direction) -> &'static str {
-    match direction {
-        Direction::Ingress => "ingress",
-        Direction::Egress => "egress",
-    }
+    direction.name()
 }
 
 /// What a rule allows, without with whom.
@@ -63,6 +60,12 @@ pub fn traffic(rule: &Rule) -> String {
         Traffic::Icmp(IcmpMatch::V6(None)) => "ICMPv6".to_owned(),
         Traffic::Icmp(IcmpMatch::V6(Some(icmp))) => format!("ICMPv6 {icmp}"),
     }
+}
+
+/// A rule of a group in a few words: "ingress TCP 22 from anywhere".
+pub fn said(group: &NamespacedName, direction: Direction, rule: &Rule) -> String {
+    let preposition = if direction == Direction::Ingress { "from" } else { "to" };
+    format!("{} {} {preposition} {}", direction_name(direction), traffic(rule), remote(&rule.remote, &group.namespace))
 }
 
 /// With whom: groups of the own namespace by their name alone.
