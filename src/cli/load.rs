@@ -271,6 +271,8 @@ impl Cluster {
                 notes.push(format!("you may not list {}: what they say is not taken into account", K::plural(&())));
                 Ok(Vec::new())
             }
+            // An earlier version of Ringfence has no such kind.
+            Err(kube::Error::Api(status)) if status.code == 404 => Ok(Vec::new()),
             listed => listed.with_context(|| format!("cannot list {}", K::plural(&()))),
         }
     }
