@@ -48,12 +48,8 @@ fn kubectl_metrics(pod: &str) -> Option<String> {
 fn rules_that_no_connection_used_are_found_and_counts_outlive_agents() {
     let _alone = alone();
     let namespace = Namespace::new("usage");
-    let running = namespace.pods(&[
-        ("web", "web", "n1"),
-        ("app", "app", "n2"),
-        ("db", "db", "n1"),
-        ("bastion", "bastion", "n2"),
-    ]);
+    let running =
+        namespace.pods(&[("web", "web", "n1"), ("app", "app", "n2"), ("db", "db", "n1"), ("bastion", "bastion", "n2")]);
     for example in ["public-web", "internal-database", "bastion"] {
         let file = format!("{}/deploy/examples/{example}.yaml", env!("CARGO_MANIFEST_DIR"));
         let manifest = std::fs::read_to_string(file).unwrap();
@@ -69,7 +65,9 @@ fn rules_that_no_connection_used_are_found_and_counts_outlive_agents() {
     assert!(From::Outside(STRANGER).reaches_one(&web) && From::Outside(OFFICE).reaches_one(&bastion));
     assert!(app.reaches(db, 3306));
     // What is denied was not used.
-    assert!(!From::Outside(STRANGER).reaches_one(&bastion) && !app.reaches(db, 22) && !app.reaches(&running["web"], 22));
+    assert!(
+        !From::Outside(STRANGER).reaches_one(&bastion) && !app.reaches(db, 22) && !app.reaches(&running["web"], 22)
+    );
 
     let used = |group: &str, direction: &str| {
         let usage = namespace.get("sg", group)["status"]["usage"].clone();
@@ -78,7 +76,8 @@ fn rules_that_no_connection_used_are_found_and_counts_outlive_agents() {
         of_direction.map(|rule| rule["connections"].as_i64().unwrap()).sum::<i64>()
     };
     eventually("counts in the status", || {
-        let all = [("web-public", "ingress"), ("bastion", "ingress"), ("db-private", "ingress"), ("app-tier", "egress")];
+        let all =
+            [("web-public", "ingress"), ("bastion", "ingress"), ("db-private", "ingress"), ("app-tier", "egress")];
         all.iter().all(|(group, direction)| used(group, direction) > 0)
     });
     // Both families, of one rule; and the other end counts them too, also the ones that were denied over here.

@@ -110,7 +110,7 @@ async fn keep(
                 while let Ok(world) = worlds.try_recv() {
                     keeper.recent.advance(world);
                 }
-                keeper.guard().await
+                keeper.guard_more().await
             }
             changed = done.changed() => {
                 let written = done.borrow_and_update().clone();
@@ -218,6 +218,7 @@ impl Keeper {
             return Ok(());
         };
         self.recent.looked();
+        self.guard(self.recent.now().guarded()).await?;
         let crowded = size > SIZE / 2 && self.closed.len() < MAX_CLOSED;
         let due = self.tally.is_due(Timestamp::now()) || self.closed.len() > 2;
         if crowded || due && self.unwritten.is_none() {
@@ -260,9 +261,12 @@ impl Keeper {
         Ok(Some(size))
     }
 
-    /// Tells the kernel whose connections to count.
-    async fn guard(&mut self) -> Result<(), UsageError> {
-        let guarded = self.recent.now().guarded();
+    /// Tells the kernel whose connections to count; not yet whose no longer, for which it would make whoever commits next wait.
+    async fn guard_more(&mut self) -> Result<(), UsageError> {
+        self.guard(&self.recent.now().guarded() | &self.guarded).await
+    }
+
+    async fn guard(&mut self, guarded: Guarded) -> Result<(), UsageError> {
         if self.open.is_none() || guarded == self.guarded {
             return Ok(());
         }
