@@ -80,15 +80,17 @@ fn rules_that_no_connection_used_are_found_and_counts_outlive_agents() {
             [("web-public", "ingress"), ("bastion", "ingress"), ("db-private", "ingress"), ("app-tier", "egress")];
         all.iter().all(|(group, direction)| used(group, direction) > 0)
     });
-    // Both families, of one rule; and the other end counts them too, also the ones that were denied over here.
-    assert_eq!(used("db-private", "ingress"), 2);
     assert_eq!(used("web-public", "ingress"), 1);
+    // Both families, of one rule. The first may have been told alone: that there is another one is no news.
+    let told = used("db-private", "ingress");
+    assert!((1..=2).contains(&told), "{told}");
+    eventually("what is exact", || counted("n1", "db-private") == Some(2.0));
     let untouched: BTreeSet<String> = UNTOUCHED.map(str::to_owned).into();
     assert_eq!(unused(&namespace), untouched);
     let shown = sg(&["show", "-n", &namespace.0, "db-private"]);
     let shown = String::from_utf8_lossy(&shown.stdout).into_owned();
     let row = |port: &str| shown.lines().find(|line| line.contains(&format!("TCP {port} "))).unwrap().to_owned();
-    assert!(row("3306").contains(" 2 ") && row("3306").contains(" ago"), "{shown}");
+    assert!(row("3306").contains(&format!(" {told} ")) && row("3306").contains(" ago"), "{shown}");
     assert!(row("22").contains(" 0 ") && row("22").contains("not in "), "{shown}");
     assert!(get(&["nodeusage", "n1"])["spec"]["groups"].as_array().is_some_and(|groups| !groups.is_empty()));
 
