@@ -3,13 +3,15 @@
 //! The agents' own DaemonSet does it, so that it works with agents that do not: its pods are replaced by ones that remove
 //! everything from their node and are ready when they have.
 
-use crate::api::NodeEnforcement;
+use crate::api::{NodeEnforcement, NodeUsage};
 use crate::runtime::{Shutdown, chain};
 use anyhow::{Context, bail};
 use k8s_openapi::api::apps::v1::DaemonSet;
 use kube::api::{DeleteParams, ListParams, Patch, PatchParams};
-use kube::{Api, Client};
+use kube::{Api, Client, Resource};
+use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
+use std::fmt::Debug;
 use std::time::Duration;
 use tokio::time::{Instant, sleep};
 
@@ -62,15 +64,22 @@ pub async fn run(args: Args, client: Client, shutdown: Shutdown) -> anyhow::Resu
         }
     }
     // What they say is not true any more, and a later installation must not believe it.
-    let reports: Api<NodeEnforcement> = Api::all(client);
-    match reports.delete_collection(&DeleteParams::default(), &ListParams::default()).await {
-        Ok(_) => {}
-        // The definition is gone already.
-        Err(kube::Error::Api(status)) if status.code == 404 => {}
-        Err(error) => return Err(error).context("cannot delete the nodes' reports"),
-    }
+    delete_all::<NodeEnforcement>(&client).await.context("cannot delete the nodes' reports")?;
+    delete_all::<NodeUsage>(&client).await.context("cannot delete what the nodes counted")?;
     tracing::info!("Ringfence is off every node");
     Ok(())
+}
+
+async fn delete_all<K>(client: &Client) -> kube::Result<()>
+where
+    K: Resource<DynamicType = ()> + Clone + Debug + DeserializeOwned,
+{
+    match Api::<K>::all(client.clone()).delete_collection(&DeleteParams::default(), &ListParams::default()).await {
+        Ok(_) => Ok(()),
+        // The definition is gone already.
+        Err(kube::Error::Api(status)) if status.code == 404 => Ok(()),
+        Err(error) => Err(error),
+    }
 }
 
 /// All nodes at once, and with the folder above the agents' own, which cannot be removed from within.

@@ -18,7 +18,7 @@ pub struct End {
     /// The groups attached, whether they exist or not.
     pub attached: BTreeSet<NamespacedName>,
     /// Their rules.
-    pub rules: Interface,
+    pub rules: Arc<Interface>,
 }
 
 impl End {
@@ -70,7 +70,7 @@ impl Committed {
 
 impl World for Committed {
     fn interface(&self, address: IpAddr) -> Option<&Interface> {
-        self.ends.get(&address).map(|end| &end.rules)
+        self.ends.get(&address).map(|end| end.rules.as_ref())
     }
 
     fn is_member(&self, group: &NamespacedName, address: IpAddr) -> bool {

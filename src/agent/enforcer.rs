@@ -11,6 +11,7 @@ use super::published::{Examiner, Published};
 use super::remotes::Remotes;
 use super::report::Reporter;
 use super::state::{Desired, Revision};
+use super::usage::Usage;
 use crate::api::conditions::listed;
 use crate::nft::Ruleset;
 use crate::nft::exec::NftError;
@@ -22,6 +23,18 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::sync::watch;
 
+/// Who is told of rounds.
+pub struct Told {
+    /// Who waits at the gate: what is in the kernel.
+    pub settled: watch::Sender<Settled>,
+    /// Who counts connections: what is about to be.
+    pub usage: Usage,
+    /// Who wants to know what is in force.
+    pub published: watch::Sender<Published>,
+    /// Who wants the table to be looked at.
+    pub examiner: Examiner,
+}
+
 /// The only one who decides what is committed.
 pub struct Enforcer {
     state: Shared,
@@ -30,11 +43,7 @@ pub struct Enforcer {
     metrics: Metrics,
     announcer: Announcer,
     kernel: Kernel<Ruleset>,
-    /// Who waits at the gate is told here.
-    settled: watch::Sender<Settled>,
-    /// Who wants to know what is in force is told here.
-    published: watch::Sender<Published>,
-    examiner: Examiner,
+    told: Told,
     /// Nothing was committed yet by this agent: what another one left is in force, and members of groups are missing here.
     first: bool,
     /// The revisions last known to be good, which outlive a failure.
@@ -50,27 +59,15 @@ impl Enforcer {
         metrics: Metrics,
         announcer: Announcer,
         kernel: Kernel<Ruleset>,
-        (settled, published, examiner): (watch::Sender<Settled>, watch::Sender<Published>, Examiner),
+        told: Told,
     ) -> Self {
-        Self {
-            state,
-            remotes,
-            reporter,
-            metrics,
-            announcer,
-            kernel,
-            settled,
-            published,
-            examiner,
-            first: true,
-            good: BTreeMap::new(),
-        }
+        Self { state, remotes, reporter, metrics, announcer, kernel, told, first: true, good: BTreeMap::new() }
     }
 
     /// One round: from the state as it is now to a commit and a report of it. Who asked for a look at the table is told what
     /// was seen.
     pub async fn run(&mut self, reason: Reason) -> Result<(), NftError> {
-        let asked = self.examiner.take();
+        let asked = self.told.examiner.take();
         let outcome = self.round(reason, reason == Reason::Periodic || !asked.is_empty()).await;
         let table = match &outcome {
             Ok(None) => Table::Same,
@@ -90,6 +87,7 @@ impl Enforcer {
                 break;
             }
         }
+        self.told.usage.enforced(desired.enforced.clone());
         let started = Instant::now();
         let outcome = match self.kernel.enforce(desired.ruleset.clone(), compare).await {
             // Only the kernel's own "no" is about what was asked; all else is about the moment.
@@ -109,7 +107,7 @@ impl Enforcer {
         }
         self.trace(&desired, started.elapsed());
         self.first = false;
-        self.settled.send_replace(desired.settled.clone());
+        self.told.settled.send_replace(desired.settled.clone());
         self.remotes.keep_only(&desired.remotes);
         let addresses = desired.ruleset.guards.keys().copied();
         self.reporter.report(desired.report, data_path::problems(addresses));
@@ -120,7 +118,7 @@ impl Enforcer {
     fn publish(&self, desired: &mut Desired, damage: Option<&Damage>) {
         let committed = Arc::new(std::mem::take(&mut desired.committed));
         let change = damage.map(|damage| Change { what: damage.to_string(), repaired: jiff::Timestamp::now() });
-        self.published.send_modify(|published| {
+        self.told.published.send_modify(|published| {
             published.committed = committed;
             published.last_change = change.or(published.last_change.take());
         });

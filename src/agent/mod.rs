@@ -1,6 +1,6 @@
 //! The agent of one node: watches -> index -> nft -> report.
 //!
-//! Owns its node's table and its node's `NodeEnforcement`, and writes nothing else. It removes nothing when it stops: what is
+//! Owns its node's tables, its `NodeEnforcement` and its `NodeUsage`, and writes nothing else. It removes nothing when it stops: what is
 //! programmed stays enforced (S8).
 
 mod announce;
@@ -27,6 +27,7 @@ mod remotes;
 pub(crate) mod report;
 mod routes;
 pub(crate) mod state;
+mod usage;
 
 #[cfg(test)]
 mod tests;
@@ -65,6 +66,7 @@ use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use tokio::sync::watch::{Receiver, Sender, channel};
+use usage::Usage;
 
 /// Failures of nft are rare and mostly not of the moment; a short first delay is for those that are.
 const RETRY: Backoff = Backoff { min: Duration::from_millis(50), max: Duration::from_secs(30) };
@@ -133,6 +135,8 @@ pub async fn run(args: Args, client: Client, shutdown: Shutdown) -> anyhow::Resu
     let mut registry = prometheus_client::registry::Registry::with_prefix("ringfence_agent");
     let metrics = Metrics::register(&mut registry);
     let timeline = Timeline::register(&mut registry);
+    let rows = usage::Rows::default();
+    registry.register_collector(Box::new(rows.clone()));
     let admin = Admin::bind(listen, readiness.clone(), registry).await?;
     tokio::spawn(admin.serve({
         let shutdown = shutdown.clone();
@@ -213,6 +217,8 @@ pub async fn run(args: Args, client: Client, shutdown: Shutdown) -> anyhow::Resu
         () = shutdown.signalled() => return Ok(()),
     }
     tracing::info!(node = %node_name, "watches are complete");
+    let writer = usage::Writer::new(client.clone(), &node, shutdown.clone());
+    let usage = Usage::start(Nft::default(), &monitor, state.clone(), writer, rows, shutdown.clone());
     let remotes = Remotes::new(watches, state.clone(), dirty.clone());
     let reporter =
         Reporter::start(client, &node, own_addresses_only, readiness.register("first report"), shutdown.clone())
@@ -224,7 +230,7 @@ pub async fn run(args: Args, client: Client, shutdown: Shutdown) -> anyhow::Resu
     // Nobody is sent to a gate at which nobody could be let in yet.
     let mut first_commit = Some(gate::keep(places, state.clone(), dirty.clone(), announcer.clone(), shutdown.clone()));
     tokio::spawn(drops::follow(Nft::default(), metrics.clone(), shutdown.clone()));
-    let told = (settled, published, examiner);
+    let told = enforcer::Told { settled, usage, published, examiner };
     let mut enforcer = Enforcer::new(state, remotes, reporter, metrics, announcer, kernel, told);
     dirty.notify();
     let enforce = dirty.run(shutdown, async move |reason| {

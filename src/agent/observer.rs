@@ -222,7 +222,7 @@ mod tests {
         let end = End {
             target: Some(TargetName::pod(NamespacedName::new("shop", "db-0"))),
             attached: [group.clone()].into(),
-            rules: [(group.clone(), Arc::new(Group { ingress: vec![rule], egress: vec![] }))].into(),
+            rules: Arc::new([(group.clone(), Arc::new(Group { ingress: vec![rule], egress: vec![] }))].into()),
         };
         let committed = Committed {
             ends: [(ip(DB), Arc::new(end))].into(),

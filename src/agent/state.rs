@@ -6,6 +6,7 @@ use super::attachments::{Attachments, Settled};
 use super::committed::{Committed, End};
 use super::extra_addresses::{Allowances, Extra};
 use super::networks::PodNetworks;
+use super::usage::Enforced;
 use crate::api::conditions::{GATE_READY, Verdict};
 use crate::api::{
     AttachmentState, EnforcedBinding, EnforcedGroup, EnforcedRemote, EnforcementFailure, PodAttachment,
@@ -87,7 +88,14 @@ pub struct State {
     pub told: Option<NonZeroU32>,
     node_addresses: BTreeSet<IpAddr>,
     /// Of the last round, by the rules they were compiled from. Not by generation: a restored API server counts some anew.
-    profiles: BTreeMap<Interface, Arc<Profile>>,
+    profiles: BTreeMap<Arc<Interface>, Arc<Profile>>,
+}
+
+/// The groups of some targets, and what they are compiled to.
+#[derive(Clone)]
+struct Guarding {
+    interface: Arc<Interface>,
+    profile: Arc<Profile>,
 }
 
 /// A ruleset, and what may be said of it once it is in the kernel.
@@ -105,6 +113,8 @@ pub struct Desired {
     pub settled: Settled,
     /// For the report.
     pub report: Report,
+    /// For who counts connections.
+    pub enforced: Enforced,
 }
 
 /// The part of a node's report that a commit makes true.
@@ -171,10 +181,10 @@ impl State {
         self.settle_addresses();
         let mut desired = Desired { settled: self.settled(), ..Desired::default() };
         // Targets with the same groups share one.
-        let mut profiles: BTreeMap<BTreeSet<&NamespacedName>, (Interface, Arc<Profile>)> = BTreeMap::new();
+        let mut profiles: BTreeMap<BTreeSet<&NamespacedName>, Guarding> = BTreeMap::new();
         // Who guards an address; `None` when more than one target claims it.
-        let mut guarded: BTreeMap<IpAddr, Option<Arc<Profile>>> = BTreeMap::new();
-        let mut extra: BTreeMap<IpAddr, Option<Arc<Profile>>> = BTreeMap::new();
+        let mut guarded: BTreeMap<IpAddr, Option<Guarding>> = BTreeMap::new();
+        let mut extra: BTreeMap<IpAddr, Option<Guarding>> = BTreeMap::new();
         let mut ends: BTreeMap<IpAddr, Arc<End>> = BTreeMap::new();
         let mut groups: BTreeMap<NamespacedName, AddressDigest> = BTreeMap::new();
         let mut bindings: BTreeMap<NamespacedName, AddressDigest> = BTreeMap::new();
@@ -204,29 +214,29 @@ impl State {
                 Some(network) => desired.report.networks.push(self.attachment(target, network)),
             }
             let names = attached.iter().map(|group| (*group).clone()).collect();
-            let (rules, profile) =
+            let guarding =
                 profiles.entry(attached).or_insert_with_key(|groups| self.profile(groups, &desired.revisions));
-            let end = Arc::new(End { target: Some(target.key()), attached: names, rules: rules.clone() });
+            let end = Arc::new(End { target: Some(target.key()), attached: names, rules: guarding.interface.clone() });
             for address in target.claimed() {
                 // Who claims the node's address must not close the node, and what is declared takes nothing from a pod.
                 if self.node_addresses.contains(address) || self.is_a_pods(target, *address) {
                     continue;
                 }
                 let contested = self.index.is_contested(target, *address);
-                guarded.insert(*address, (!contested).then(|| profile.clone()));
+                guarded.insert(*address, (!contested).then(|| guarding.clone()));
                 ends.insert(*address, if contested { End::closed(Some(target.key())) } else { end.clone() });
             }
             for address in self.extra_addresses(target).addresses {
                 // One that targets share is guarded if they are guarded alike.
-                let shared = extra.entry(address).or_insert_with(|| Some(profile.clone()));
-                if shared.as_ref().is_some_and(|other| !Arc::ptr_eq(other, profile)) {
+                let shared = extra.entry(address).or_insert_with(|| Some(guarding.clone()));
+                if shared.as_ref().is_some_and(|other| !Arc::ptr_eq(&other.profile, &guarding.profile)) {
                     *shared = None;
                 }
                 let end = if shared.is_some() { end.clone() } else { End::closed(Some(target.key())) };
                 ends.insert(address, end);
             }
         }
-        self.profiles = profiles.into_values().collect();
+        self.profiles = profiles.into_values().map(|guarding| (guarding.interface, guarding.profile)).collect();
         guarded.extend(extra);
         for address in given_back {
             // The device is taken down after we were told: until the pod is gone, or the address is somebody else's, nothing
@@ -251,7 +261,12 @@ impl State {
                 (group, addresses)
             })
             .collect();
-        let guarded = guarded.iter().map(|(address, profile)| (*address, profile.as_deref().unwrap_or(&closed)));
+        let interfaces = guarded.iter().filter_map(|(a, by)| Some((*a, by.as_ref()?.interface.clone())));
+        desired.enforced.interfaces = interfaces.collect();
+        desired.enforced.members = addresses.clone();
+        let attached = desired.revisions.iter().map(|(name, of)| (name.clone(), (of.uid.clone(), of.rules.clone())));
+        desired.enforced.groups = attached.collect();
+        let guarded = guarded.iter().map(|(a, by)| (*a, by.as_ref().map_or(&closed, |by| by.profile.as_ref())));
         // Every remote of every profile is in the map: profiles are made of these revisions.
         desired.ruleset = Ruleset::new(guarded, |group| addresses.get(group).cloned().unwrap_or_default());
         desired.ruleset.told = self.told;
@@ -390,12 +405,13 @@ impl State {
         &self,
         attached: &BTreeSet<&NamespacedName>,
         revisions: &BTreeMap<NamespacedName, Revision>,
-    ) -> (Interface, Arc<Profile>) {
+    ) -> Guarding {
         let present = attached.iter().filter_map(|name| Some(((*name).clone(), revisions.get(*name)?.rules.clone())));
         let interface: Interface = present.collect();
-        let known = self.profiles.get(&interface).cloned();
-        let profile = known.unwrap_or_else(|| Arc::new(compile(&interface)));
-        (interface, profile)
+        match self.profiles.get_key_value(&interface) {
+            Some((interface, profile)) => Guarding { interface: interface.clone(), profile: profile.clone() },
+            None => Guarding { profile: Arc::new(compile(&interface)), interface: Arc::new(interface) },
+        }
     }
 
     fn failures(&self, revisions: &BTreeMap<NamespacedName, Revision>) -> Vec<EnforcementFailure> {

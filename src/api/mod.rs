@@ -11,6 +11,7 @@ pub mod reference;
 mod schema;
 mod security_group;
 mod slice;
+mod usage;
 
 pub use binding::{
     LocalGroupReference, SecurityGroupBinding, SecurityGroupBindingSpec, SecurityGroupBindingStatus, Target,
@@ -22,10 +23,11 @@ pub use enforcement::{
 pub use network_interface::{NetworkInterface, NetworkInterfaceSpec, NetworkInterfaceStatus};
 pub use schema::default_egress;
 pub use security_group::{
-    GroupReference, Icmp, NodeCount, Protocol, Remote, RuleCount, SecurityGroup, SecurityGroupRule, SecurityGroupSpec,
-    SecurityGroupStatus,
+    GroupReference, Icmp, NodeCount, Protocol, Remote, RuleCount, RuleDirection, RuleUsage, SecurityGroup,
+    SecurityGroupRule, SecurityGroupSpec, SecurityGroupStatus,
 };
 pub use slice::{SecurityGroupSlice, SecurityGroupSliceSpec, SliceMember};
+pub use usage::{NodeUsage, NodeUsageSpec, UsedGroup, UsedRule};
 
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
 use kube::CustomResourceExt;
@@ -51,6 +53,7 @@ pub fn crds() -> Vec<CustomResourceDefinition> {
         NetworkInterface::crd(),
         SecurityGroupSlice::crd(),
         NodeEnforcement::crd(),
+        NodeUsage::crd(),
     ];
     crds.into_iter().map(schema::without_nullable).collect()
 }

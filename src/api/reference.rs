@@ -15,7 +15,7 @@ const HEAD: &str = "\
 
 All kinds of `ringfence.io/v1alpha1` with all of their fields. `[]` stands for each item of a list. `kubectl explain sg.spec` says the
 same on your cluster. What the conditions in `status` mean is in [troubleshooting](troubleshooting.md), what rules mean in
-[semantics](semantics.md). You write SecurityGroups and SecurityGroupBindings; the other two kinds are Ringfence's own.
+[semantics](semantics.md). You write SecurityGroups and SecurityGroupBindings, and NetworkInterfaces where there are such machines; the others are Ringfence's own.
 
 Text in ports, and rules that say the same twice, are beyond what these schemas can check. An admission policy of the chart refuses
 them, also with a message that says what to do.

@@ -50,7 +50,7 @@ pub async fn run(args: Args, paint: Paint) -> anyhow::Result<Outcome> {
         }
     }
     if writing.dry_run != DryRun::None {
-        let mut before = cluster.inventory(Wanted { targets: true, neighbours: false }).await?;
+        let mut before = cluster.inventory(Wanted { targets: true, ..Wanted::default() }).await?;
         notes.append(&mut before.notes);
         let mut after = before.clone();
         let Some(group) = after.groups.get_mut(&name) else { bail!("there is no security group {name}") };

@@ -60,7 +60,7 @@ pub async fn attach(args: AttachArgs, paint: Paint) -> anyhow::Result<Outcome> {
     let AttachArgs { groups, to, name, networks, writing, connection } = args;
     let cluster = Cluster::connect(&connection).await?;
     let namespace = cluster.namespace.clone();
-    let before = cluster.inventory(Wanted { targets: true, neighbours: false }).await?;
+    let before = cluster.inventory(Wanted { targets: true, ..Wanted::default() }).await?;
     let target = target(&before, &namespace, &to)?;
     let groups: Vec<String> = groups.iter().map(|g| g.strip_prefix("sg/").unwrap_or(g).to_owned()).collect();
     ensure!(
@@ -128,7 +128,7 @@ pub async fn detach(args: DetachArgs, paint: Paint) -> anyhow::Result<Outcome> {
     let cluster = Cluster::connect(&connection).await?;
     let name = binding.strip_prefix("sgb/").unwrap_or(&binding);
     let key: NamespacedName = name.parse().unwrap_or_else(|_| NamespacedName::new(&cluster.namespace, name));
-    let before = cluster.inventory(Wanted { targets: true, neighbours: false }).await?;
+    let before = cluster.inventory(Wanted { targets: true, ..Wanted::default() }).await?;
     ensure!(before.bindings.contains_key(&key), "there is no binding {key}; kubectl sg show GROUP lists a group's");
     let mut after = before.clone();
     after.bindings.remove(&key);

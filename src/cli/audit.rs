@@ -1,8 +1,10 @@
 //! `kubectl sg audit`: what is valid and rarely meant, for people and for continuous integration.
 
 use super::load::{Source, Wanted};
-use super::model::findings::{CHECKS, Finding, Level, findings};
+use super::model::findings::{CHECKS, Finding, Level, findings, in_order};
+use super::model::unused::{day, silent_nodes, unused};
 use super::output::{Answer, Cell, Outcome, Paint, Table, Tone, counted};
+use jiff::Timestamp;
 use serde_json::{Value, json};
 
 /// What to look at.
@@ -17,6 +19,10 @@ pub struct Args {
     /// From which level on the exit code is 1.
     #[arg(long, value_enum, default_value_t = Level::Warning, value_name = "LEVEL")]
     fail_on: Level,
+    /// After how many days without a connection a rule counts as unused; 0: rules that no connection has used since they are
+    /// counted.
+    #[arg(long, default_value_t = 30, value_name = "DAYS")]
+    unused_days: u32,
     #[command(flatten)]
     source: Source,
 }
@@ -31,9 +37,19 @@ enum Format {
 
 /// Looks.
 pub async fn run(args: Args, paint: Paint) -> anyhow::Result<Outcome> {
-    let (inventory, namespace) = args.source.load(Wanted { targets: true, neighbours: false }).await?;
+    let wanted = Wanted { targets: true, usage: true, ..Wanted::default() };
+    let (mut inventory, namespace) = args.source.load(wanted).await?;
     let everywhere = args.all_namespaces || args.source.offline.offline && args.source.connection.namespace.is_none();
-    let found = findings(&inventory, Some(namespace.as_str()).filter(|_| !everywhere));
+    let scope = Some(namespace.as_str()).filter(|_| !everywhere);
+    let now = Timestamp::now();
+    let mut found = findings(&inventory, scope);
+    found.extend(unused(&inventory, scope, args.unused_days, now));
+    found.sort_by(in_order);
+    for (node, until) in silent_nodes(&inventory, now) {
+        let until = day(until);
+        let note = format!("node {node} told last on {until} what it counts: of rules of groups there nothing is said");
+        inventory.notes.push(note);
+    }
     let failed = found.iter().any(|finding| finding.level >= args.fail_on);
     let text = match args.output {
         Format::Table => table(&found, paint),

@@ -47,7 +47,7 @@ pub async fn run(args: Args, paint: Paint) -> anyhow::Result<Outcome> {
         }
         let cluster = Cluster::connect(&connection).await?;
         let changes = manifests(&offline.filename, &cluster.namespace)?;
-        let before = cluster.inventory(Wanted { targets: true, neighbours: false }).await?;
+        let before = cluster.inventory(Wanted { targets: true, ..Wanted::default() }).await?;
         let after = before.with(&changes);
         (before, after)
     };

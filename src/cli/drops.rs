@@ -183,7 +183,7 @@ struct Names {
 
 impl Names {
     async fn load(cluster: &Cluster) -> anyhow::Result<Self> {
-        let inventory = cluster.inventory(Wanted { targets: true, neighbours: false }).await?;
+        let inventory = cluster.inventory(Wanted { targets: true, ..Wanted::default() }).await?;
         Ok(Self { index: inventory.index(), inventory, looked: Instant::now() })
     }
 

@@ -59,7 +59,7 @@ struct Merged {
 
 /// Shows.
 pub async fn run(args: Args, paint: Paint) -> anyhow::Result<Outcome> {
-    let (inventory, namespace) = args.source.load(Wanted { targets: true, neighbours: false }).await?;
+    let (inventory, namespace) = args.source.load(Wanted { targets: true, ..Wanted::default() }).await?;
     let effective = Effective::new(&inventory, &namespace, &args.target)?;
     let text = match args.output.document(&effective)? {
         Some(text) => text,

@@ -63,7 +63,8 @@ pub(super) struct Explanation {
 
 /// Explains.
 pub async fn run(args: Args, paint: Paint) -> anyhow::Result<Outcome> {
-    let (inventory, namespace) = args.source.load(Wanted { targets: true, neighbours: true }).await?;
+    let (inventory, namespace) =
+        args.source.load(Wanted { targets: true, neighbours: true, ..Wanted::default() }).await?;
     let index = inventory.index();
     let snapshot = Snapshot::new(&index);
     let scene = Scene { inventory: &inventory, index: &index, snapshot: &snapshot };

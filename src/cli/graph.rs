@@ -33,7 +33,7 @@ enum Drawing {
 
 /// Draws.
 pub async fn run(args: Args) -> anyhow::Result<Outcome> {
-    let (inventory, namespace) = args.source.load(Wanted { targets: true, neighbours: false }).await?;
+    let (inventory, namespace) = args.source.load(Wanted { targets: true, ..Wanted::default() }).await?;
     let everywhere = args.all_namespaces || args.source.offline.offline && args.source.connection.namespace.is_none();
     let dot = dot(&inventory, &inventory.index(), Some(namespace.as_str()).filter(|_| !everywhere));
     let text = match args.output {

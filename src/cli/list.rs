@@ -24,7 +24,7 @@ pub struct Args {
 /// Lists.
 pub async fn run(args: Args, paint: Paint) -> anyhow::Result<Outcome> {
     // What a cluster's groups have for members is in their status.
-    let wanted = Wanted { targets: args.source.offline.offline, neighbours: false };
+    let wanted = Wanted { targets: args.source.offline.offline, ..Wanted::default() };
     let (inventory, namespace) = args.source.load(wanted).await?;
     let everywhere = args.all_namespaces || args.source.offline.offline && args.source.connection.namespace.is_none();
     let scope = Some(namespace).filter(|_| !everywhere);

@@ -72,6 +72,8 @@ pub struct Wanted {
     pub targets: bool,
     /// Services and network policies.
     pub neighbours: bool,
+    /// What nodes counted.
+    pub usage: bool,
 }
 
 impl Source {
@@ -199,6 +201,9 @@ impl Cluster {
             let cidrs = ranges.iter().flat_map(|range| &range.spec).flat_map(|spec| spec.cidrs.iter().flatten());
             inventory.service_networks = cidrs.filter_map(|cidr| cidr.parse().ok()).collect();
         }
+        if wanted.usage {
+            inventory.usages = self.list_cluster(notes).await?;
+        }
         if wanted.neighbours {
             inventory.services = self.list(notes).await?.0;
             inventory.network_policies = self.list(notes).await?.0;
@@ -266,6 +271,8 @@ impl Cluster {
                 notes.push(format!("you may not list {}: what they say is not taken into account", K::plural(&())));
                 Ok(Vec::new())
             }
+            // An earlier version of Ringfence has no such kind.
+            Err(kube::Error::Api(status)) if status.code == 404 => Ok(Vec::new()),
             listed => listed.with_context(|| format!("cannot list {}", K::plural(&()))),
         }
     }

@@ -42,7 +42,7 @@ pub async fn run(args: Args, paint: Paint) -> anyhow::Result<Outcome> {
     question.can_be_asked()?;
     let cluster = Cluster::connect(&connection).await?;
     let name = group_name(&group, &cluster.namespace);
-    let inventory = cluster.inventory(Wanted { targets: true, neighbours: false }).await?;
+    let inventory = cluster.inventory(Wanted { targets: true, ..Wanted::default() }).await?;
     let (direction, rule) = find(inventory.group(&name)?, &name, &rule)?;
     let said = text(&name, direction, &rule);
     let consequences = consequences(&inventory, &name, direction, &rule, paint);

@@ -5,6 +5,7 @@ use super::load::{Source, Wanted};
 use super::model::describe::{RuleView, local, rule_view};
 use super::model::inventory::Inventory;
 use super::output::{Cell, Format, Outcome, Paint, Table, Tone, fields};
+use crate::api::RuleUsage;
 use crate::index::{Index, SelectorKind};
 use crate::policy::{Direction, NamespacedName, Remote, parse_rule};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
@@ -37,11 +38,20 @@ struct Page {
     enforced: String,
     nodes: String,
     age: String,
-    rules: Vec<RuleView>,
+    rules: Vec<Shown>,
     members: Vec<Member>,
     bindings: Vec<Bound>,
     named_by: Vec<Naming>,
     conditions: Vec<Condition>,
+}
+
+/// A rule, and how it is used as far as that is known.
+#[derive(Debug, Serialize)]
+struct Shown {
+    #[serde(flatten)]
+    rule: RuleView,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    usage: Option<RuleUsage>,
 }
 
 #[derive(Debug, Serialize)]
@@ -71,7 +81,7 @@ struct Naming {
 
 /// Shows.
 pub async fn run(args: Args, paint: Paint) -> anyhow::Result<Outcome> {
-    let (inventory, namespace) = args.source.load(Wanted { targets: true, neighbours: false }).await?;
+    let (inventory, namespace) = args.source.load(Wanted { targets: true, ..Wanted::default() }).await?;
     let name = group_name(&args.group, &namespace);
     let page = Page::new(&inventory, &name)?;
     let text = match args.output.document(&page)? {
@@ -93,8 +103,13 @@ impl Page {
         let group = inventory.group(name)?;
         let status = group.status.clone().unwrap_or_default();
         let spec = &group.spec;
-        let view = |direction, rules: &[_]| -> Vec<RuleView> {
-            rules.iter().map(|rule| rule_view(&name.namespace, direction, rule)).collect()
+        let shown = |rule: RuleView| {
+            let used = status.usage.iter();
+            let mut used = used.filter(|used| Direction::from(used.direction).name() == rule.direction);
+            Shown { usage: used.find(|used| used.id == rule.id).cloned(), rule }
+        };
+        let view = |direction, rules: &[_]| -> Vec<Shown> {
+            rules.iter().map(|rule| shown(rule_view(&name.namespace, direction, rule))).collect()
         };
         let mut rules = view(Direction::Ingress, &spec.ingress);
         rules.extend(view(Direction::Egress, &spec.egress));
@@ -132,11 +147,14 @@ impl Page {
         for (direction, title, nothing) in
             [("ingress", "Ingress", "nothing may come in"), ("egress", "Egress", "nothing may go out")]
         {
-            let rules: Vec<&RuleView> = self.rules.iter().filter(|rule| rule.direction == direction).collect();
+            let rules: Vec<&Shown> = self.rules.iter().filter(|shown| shown.rule.direction == direction).collect();
             text += &section(paint, title, rules.len());
-            let mut table = Table::new(["RULE", "TRAFFIC", "REMOTE", "DESCRIPTION"]).indented(2);
-            for RuleView { id, direction: _, traffic, remote, description } in &rules {
-                table.row([id, traffic, remote, description].map(|text| text.as_str().into()));
+            let columns = ["RULE", "TRAFFIC", "REMOTE", "CONNECTIONS", "LAST USED", "DESCRIPTION"];
+            let mut table = Table::new(columns).indented(2);
+            for Shown { rule, usage } in &rules {
+                let RuleView { id, direction: _, traffic, remote, description } = rule;
+                let (connections, last) = used(usage.as_ref());
+                table.row([id, traffic, remote, &connections, &last, description].map(|text| text.as_str().into()));
             }
             text += &if rules.is_empty() { format!("  {nothing}\n") } else { table.render(paint) };
         }
@@ -191,6 +209,18 @@ impl Page {
         }
         text
     }
+}
+
+/// How many connections, and when the last. Of rules that nobody counts, nothing.
+fn used(usage: Option<&RuleUsage>) -> (String, String) {
+    let Some(RuleUsage { connections, last_matched, since, .. }) = usage else {
+        return ("-".to_owned(), "-".to_owned());
+    };
+    let last = match last_matched {
+        Some(last) => format!("{} ago", age_of(Some(last.0))),
+        None => format!("not in {}", age_of(Some(since.0))),
+    };
+    (connections.to_string(), last)
 }
 
 fn section(paint: Paint, title: &str, count: usize) -> String {

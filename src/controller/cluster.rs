@@ -7,8 +7,9 @@ use super::lock_out::{AdminPorts, Before, Notice};
 use super::membership::Membership;
 use super::reports::{Differences, Reports};
 use super::shards::Shards;
+use super::usage::Usages;
 use crate::api::{
-    NetworkInterface, NetworkInterfaceStatus, NodeEnforcement, SecurityGroup, SecurityGroupBinding,
+    NetworkInterface, NetworkInterfaceStatus, NodeEnforcement, NodeUsageSpec, SecurityGroup, SecurityGroupBinding,
     SecurityGroupBindingStatus, SecurityGroupSlice, SecurityGroupSliceSpec, SecurityGroupStatus, SliceMember,
 };
 use crate::index::{Changes, Index, TargetKind, TargetName, Update, addresses_of, name_of};
@@ -46,6 +47,8 @@ pub struct Cluster {
     pub index: Index,
     /// What nodes report.
     pub reports: Reports,
+    /// What they count.
+    pub usages: Usages,
     admin_ports: AdminPorts,
     notices: Vec<Notice>,
     ahead: Ahead,
@@ -229,6 +232,15 @@ impl Cluster {
         if all {
             self.standing_changed(node);
         }
+    }
+
+    /// Takes in what a node counts, `None` if it counts nothing any more.
+    pub fn set_usage(&mut self, node: &str, usage: Option<NodeUsageSpec>) {
+        if usage.is_none() && !self.nodes.contains_key(node) {
+            let groups = &self.groups;
+            self.usages.depart(node, |group| groups.get(group).map(|seen| seen.ours.usage.as_slice()));
+        }
+        self.work.extend(self.usages.set(node, usage).into_iter().map(Work::Group));
     }
 
     /// Takes in the ranges of Service addresses.

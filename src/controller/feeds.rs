@@ -2,7 +2,9 @@
 
 use super::Shared;
 use super::cluster::{Cluster, Seen};
-use crate::api::{NetworkInterface, NodeEnforcement, SecurityGroup, SecurityGroupBinding, SecurityGroupSlice};
+use crate::api::{
+    NetworkInterface, NodeEnforcement, NodeUsage, SecurityGroup, SecurityGroupBinding, SecurityGroupSlice,
+};
 use crate::index::{Feed, Indexed, TargetKind, Update, name_of};
 use crate::policy::NamespacedName;
 use crate::runtime::watch::{Malformed, Sink};
@@ -195,6 +197,39 @@ impl Sink<NodeEnforcement> for Reported {
 
     fn delete_malformed(&mut self, report: Malformed) {
         self.0.change(|cluster| cluster.set_report(&name_of(&report.meta).name, None));
+    }
+}
+
+/// What nodes count.
+pub struct Counted(pub Shared);
+
+impl Sink<NodeUsage> for Counted {
+    fn reset(&mut self, usages: Vec<NodeUsage>, _: Vec<Malformed>) {
+        self.0.change(|cluster| {
+            let listed: BTreeSet<String> = usages.iter().map(|u| name_of(&u.metadata).name).collect();
+            let known: Vec<String> = cluster.usages.nodes().cloned().collect();
+            for gone in known.into_iter().filter(|node| !listed.contains(node)) {
+                cluster.set_usage(&gone, None);
+            }
+            for usage in usages {
+                cluster.set_usage(&name_of(&usage.metadata).name, Some(usage.spec));
+            }
+        });
+    }
+
+    fn apply(&mut self, usage: NodeUsage) {
+        self.0.change(|cluster| cluster.set_usage(&name_of(&usage.metadata).name, Some(usage.spec)));
+    }
+
+    fn delete(&mut self, usage: NodeUsage) {
+        self.0.change(|cluster| cluster.set_usage(&name_of(&usage.metadata).name, None));
+    }
+
+    // The schema keeps everyone from writing one that cannot be read.
+    fn malformed(&mut self, _: Malformed) {}
+
+    fn delete_malformed(&mut self, usage: Malformed) {
+        self.0.change(|cluster| cluster.set_usage(&name_of(&usage.meta).name, None));
     }
 }
 

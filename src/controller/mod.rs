@@ -16,12 +16,15 @@ mod reports;
 mod shards;
 mod status;
 mod truth;
+mod usage;
 mod writers;
 
 #[cfg(test)]
 mod tests;
 
-use crate::api::{NetworkInterface, NodeEnforcement, SecurityGroup, SecurityGroupBinding, SecurityGroupSlice};
+use crate::api::{
+    NetworkInterface, NodeEnforcement, NodeUsage, SecurityGroup, SecurityGroupBinding, SecurityGroupSlice,
+};
 use crate::kubevirt;
 use crate::runtime::admin::{Admin, Readiness};
 use crate::runtime::timeline::Timeline;
@@ -29,7 +32,7 @@ use crate::runtime::watch::Watches;
 use crate::runtime::{Backoff, KeyedQueue, Shutdown};
 use cluster::{Cluster, Work};
 use events::Events;
-use feeds::{Objects, Reported, Serving, Slices, Standing};
+use feeds::{Counted, Objects, Reported, Serving, Slices, Standing};
 use k8s_openapi::api::core::v1::{Node, Pod};
 use k8s_openapi::api::networking::v1::ServiceCIDR;
 use kube::runtime::watcher;
@@ -138,6 +141,7 @@ pub async fn run(args: Args, client: Client, shutdown: Shutdown) -> anyhow::Resu
     watches.watch::<ServiceCIDR, _>(all(), Serving::new(shared.clone()), &readiness, "servicecidrs");
     watches.watch::<SecurityGroupSlice, _>(all(), Slices(shared.clone()), &readiness, "securitygroupslices");
     watches.watch::<NodeEnforcement, _>(all(), Reported(shared.clone()), &readiness, "nodeenforcements");
+    watches.watch::<NodeUsage, _>(all(), Counted(shared.clone()), &readiness, "nodeusages");
     watches.watch::<Pod, _>(all(), Objects(shared.clone()), &readiness, "pods");
     watches.watch::<NetworkInterface, _>(all(), Objects(shared.clone()), &readiness, "networkinterfaces");
     watches.watch::<SecurityGroup, _>(all(), Objects(shared.clone()), &readiness, "securitygroups");
@@ -185,6 +189,7 @@ async fn follow_leadership(shared: Shared, gauge: Gauge<i64>) {
         if leads {
             let mut cluster = shared.lock();
             cluster.adopt_slices();
+            cluster.usages.forget_departed();
             let work = cluster.all_work();
             drop(cluster);
             shared.enqueue(work);

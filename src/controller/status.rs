@@ -42,6 +42,7 @@ pub fn of_group(
             egress: count(rules.map_or(0, |r| r.egress.len())),
         }),
         nodes: Some(nodes),
+        usage: cluster.usages.of_group(group, &before.usage),
     })
 }
 

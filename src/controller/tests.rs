@@ -9,5 +9,6 @@ mod objects;
 mod slices;
 mod statuses;
 mod truth;
+mod usage;
 mod work;
 mod world;

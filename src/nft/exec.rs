@@ -121,6 +121,12 @@ impl Nft {
         run(self.start(&["-s", "-f", "-"])?, &format!("list table {table}\n")).await
     }
 
+    /// What a table holds, without the elements of its sets.
+    pub async fn outline(&self, table: &str) -> Result<String, NftError> {
+        let list: Vec<&str> = ["-s", "-t", "list", "table"].into_iter().chain(table.split(' ')).collect();
+        run(self.start(&list)?, "").await
+    }
+
     /// The packets that a table's named counters have counted.
     pub async fn counters(&self, table: &str) -> Result<BTreeMap<String, u64>, NftError> {
         // As arguments: with -j it takes what it reads for JSON, and says nothing to anything else.

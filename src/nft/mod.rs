@@ -1,6 +1,6 @@
 //! From parsed groups to the kernel: compile, compare, render; run `nft`, and hear what becomes of the tables.
 //!
-//! Everything but [`exec`], [`monitor`] and [`denied`] is PURE. The layout, in short: every packet of a connection is judged by the connection's own
+//! Everything but [`exec`], [`monitor`], [`denied`] and [`opened`] is PURE. The layout, in short: every packet of a connection is judged by the connection's own
 //! tuple, so a verdict that changes, changes for both directions at once, and conntrack is never touched.
 //!
 //! - Profiles, port maps and CIDR sets are constants: named by a hash of what they say, shared, never edited in place.
@@ -18,10 +18,12 @@ pub mod model;
 pub mod monitor;
 pub mod nflog;
 pub mod notification;
+pub mod opened;
 pub mod own;
 pub mod render;
 mod segments;
 pub mod skeleton;
+pub mod usage;
 
 pub use compile::{Profile, compile};
 pub use layout::{Layout, Plan, Replacement};

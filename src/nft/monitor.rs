@@ -176,7 +176,8 @@ pub fn generation() -> io::Result<u32> {
     generation.ok_or_else(|| io::Error::other("the kernel does not say which generation of tables is in force"))
 }
 
-fn netlink() -> rustix::io::Result<OwnedFd> {
+/// A socket to ask the kernel of tables.
+pub(super) fn netlink() -> rustix::io::Result<OwnedFd> {
     let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
     socket_with(AddressFamily::NETLINK, SocketType::RAW, flags, Some(NETFILTER))
 }

@@ -162,6 +162,15 @@ fn notification(message: &[u8]) -> Option<Notification<'_>> {
     Some(Notification::Committed(transaction))
 }
 
+/// The messages of an answer: what each is, and what follows its header. Those behind one that is cut off are left out.
+pub(super) fn messages(mut rest: &[u8]) -> impl Iterator<Item = (u16, &[u8])> {
+    std::iter::from_fn(move || {
+        let (message, after) = split(rest, HEADER, |header| u32_at(header, 0).map(|length| length as usize))?;
+        rest = after;
+        Some((u16_at(message, 4)?, message.get(HEADER..)?))
+    })
+}
+
 /// Kinds and values; those behind one that is cut off are left out.
 pub(super) fn attributes(mut rest: &[u8]) -> impl Iterator<Item = (u16, &[u8])> {
     const ATTRIBUTE_HEADER: usize = 4;

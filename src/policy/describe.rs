@@ -4,10 +4,7 @@ use super::{Direction, Family, IcmpMatch, L4, NamespacedName, Remote, Rule, Traf
 
 /// As the API calls it.
 pub fn direction_name(direction: Direction) -> &'static str {
-    match direction {
-        Direction::Ingress => "ingress",
-        Direction::Egress => "egress",
-    }
+    direction.name()
 }
 
 /// What a rule allows, without with whom.

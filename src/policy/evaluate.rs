@@ -18,6 +18,16 @@ pub struct Connection {
     pub l4: L4,
 }
 
+impl Connection {
+    /// The end whose rules apply in a direction, and the other one.
+    pub fn ends(&self, direction: Direction) -> (IpAddr, IpAddr) {
+        match direction {
+            Direction::Ingress => (self.destination, self.source),
+            Direction::Egress => (self.source, self.destination),
+        }
+    }
+}
+
 /// What a connection carries, as far as rules can tell.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -90,23 +100,30 @@ pub trait World {
 
     /// The verdict of one end.
     fn end(&self, direction: Direction, connection: &Connection) -> Verdict {
-        let Connection { source, destination, l4 } = *connection;
-        let (own, remote) = match direction {
-            Direction::Ingress => (destination, source),
-            Direction::Egress => (source, destination),
-        };
-        let Some(groups) = self.interface(own) else {
+        let (own, remote) = connection.ends(direction);
+        if self.interface(own).is_none() {
             return Verdict::Unguarded;
-        };
+        }
         if own == remote {
             return Verdict::Itself;
         }
-        let family = Family::of(own);
-        groups
-            .iter()
-            .flat_map(|(name, group)| group.rules(direction).iter().map(move |rule| (name, rule)))
-            .find(|(_, rule)| carries(rule, family, l4) && self.is_remote(rule, remote))
+        self.allowing(direction, connection)
+            .next()
             .map_or(Verdict::Denied, |(group, rule)| Verdict::Allowed { group: group.clone(), rule: rule.id() })
+    }
+
+    /// Every rule of one end that allows a connection, and its group. Rules are additive: one is as good as another.
+    fn allowing(
+        &self,
+        direction: Direction,
+        connection: &Connection,
+    ) -> impl Iterator<Item = (&NamespacedName, &Rule)> {
+        let (own, remote) = connection.ends(direction);
+        let (family, l4) = (Family::of(own), connection.l4);
+        let groups = self.interface(own).filter(|_| own != remote).into_iter().flatten();
+        groups
+            .flat_map(move |(name, group)| group.rules(direction).iter().map(move |rule| (name, rule)))
+            .filter(move |(_, rule)| carries(rule, family, l4) && self.is_remote(rule, remote))
     }
 
     /// Whether a rule means this address as its remote.

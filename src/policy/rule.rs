@@ -47,6 +47,19 @@ pub enum Direction {
     Egress,
 }
 
+impl Direction {
+    /// Both, as groups list their rules.
+    pub const ALL: [Self; 2] = [Self::Ingress, Self::Egress];
+
+    /// As the API calls it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Ingress => "ingress",
+            Self::Egress => "egress",
+        }
+    }
+}
+
 /// A group's rules, parsed.
 #[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Group {
@@ -94,6 +107,13 @@ impl Rule {
 /// See [`Rule::id`].
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct RuleId(String);
+
+impl From<String> for RuleId {
+    /// One that was written down.
+    fn from(id: String) -> Self {
+        Self(id)
+    }
+}
 
 impl fmt::Display for RuleId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

@@ -33,3 +33,4 @@ mod repair;
 mod rule_sets;
 mod semantics;
 mod traffic;
+mod usage;

@@ -10,7 +10,7 @@ use std::collections::{BTreeMap, BTreeSet};
 const KNOWN: &str = include_str!("../chart/metrics.txt");
 
 /// The pods of a component, and their nodes.
-fn pods(component: &str) -> BTreeMap<String, String> {
+pub fn pods(component: &str) -> BTreeMap<String, String> {
     let selector = format!("app.kubernetes.io/component={component}");
     let listed = get(&["-n", SYSTEM, "pods", "-l", &selector]);
     let of = |pod: &Value| {
@@ -20,7 +20,8 @@ fn pods(component: &str) -> BTreeMap<String, String> {
     listed["items"].as_array().unwrap().iter().map(of).collect()
 }
 
-fn metrics(pod: &str, port: u16) -> String {
+/// What a program serves.
+pub fn metrics(pod: &str, port: u16) -> String {
     kubectl(&["get", "--raw", &format!("/api/v1/namespaces/{SYSTEM}/pods/{pod}:{port}/proxy/metrics")])
 }
 
@@ -33,7 +34,7 @@ fn kinds(served: &str) -> BTreeSet<String> {
 }
 
 /// The sum of a metric's samples that have these labels, or any.
-fn sum(served: &str, name: &str, label: &str) -> f64 {
+pub fn sum(served: &str, name: &str, label: &str) -> f64 {
     let is =
         |line: &&str| line.strip_prefix(name).is_some_and(|rest| rest.starts_with(['{', ' '])) && line.contains(label);
     served.lines().filter(is).map(|line| line.rsplit(' ').next().unwrap().parse::<f64>().unwrap()).sum()

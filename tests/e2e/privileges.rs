@@ -96,9 +96,17 @@ fn an_agent_reads_and_writes_its_own_report() {
     agent.may_not(&replace, &report("n2"), "the agent of node n1 may write only the NodeEnforcement n1, not n2");
     let another = json!({ "apiVersion": "ringfence.io/v1alpha1", "kind": "NodeEnforcement", "metadata": { "name": "n3" }, "spec": {} });
     agent.may_not(&["create", "-f", "-"], &another.to_string(), "may write only the NodeEnforcement n1, not n3");
+    // What it counts is its own alone likewise.
+    let usage = json!({
+        "apiVersion": "ringfence.io/v1alpha1", "kind": "NodeUsage", "metadata": { "name": "n2" },
+        "spec": { "epoch": 1, "until": "2026-01-01T00:00:00Z", "groups": [] },
+    });
+    let refusal = "the agent of node n1 may write only the NodeUsage n1, not n2";
+    agent.may_not(&["create", "--dry-run=server", "-f", "-"], &usage.to_string(), refusal);
     agent.may(&["get", "sg,sgb,securitygroupslices", "--all-namespaces"], "");
     for attempt in [
         &["delete", "nodeenforcement", "n1", "--dry-run=server"][..],
+        &["delete", "nodeusage", "n1", "--dry-run=server"],
         &["delete", "pods", "--all", "--all-namespaces", "--dry-run=server"],
         &["get", "secrets", "--all-namespaces"],
         &["get", "configmaps", "--all-namespaces"],

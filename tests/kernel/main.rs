@@ -14,3 +14,4 @@ mod denied;
 mod differential;
 mod edits;
 mod semantics;
+mod usage;

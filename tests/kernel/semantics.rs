@@ -250,7 +250,7 @@ fn a_pods_traffic_to_its_node_is_egress() {
 }
 
 /// Sends what goes to a service's address on to a pod, and hides the client behind the node afterwards, as kube-proxy does.
-fn service(bench: &Bench, backend: usize) -> [IpAddr; 2] {
+pub fn service(bench: &Bench, backend: usize) -> [IpAddr; 2] {
     let backend = bench.pod(backend);
     for (family, service, to) in
         [("ip", SERVICE[0], backend.v4().to_string()), ("ip6", SERVICE[1], format!("[{}]", backend.v6()))]

@@ -5,7 +5,7 @@ use super::conflist::without_plugin;
 use super::install::{STAND_IN, configurations, draft_of, remove_if_there, replace_unless_changed};
 use crate::nft::exec::Nft;
 use crate::nft::own::Watched;
-use crate::nft::{Layout, Ruleset};
+use crate::nft::{Layout, Ruleset, usage};
 use anyhow::Context;
 use std::fs;
 use std::io::ErrorKind;
@@ -15,7 +15,7 @@ use std::os::unix::fs::PermissionsExt;
 pub async fn remove(places: Places) -> anyhow::Result<()> {
     // First the plugin: without its agent it lets no pod start.
     plugin(&places)?;
-    Nft::default().commit(&(Ruleset::removal() + &Watched::removal())).await?;
+    Nft::default().commit(&(Ruleset::removal() + &Watched::removal() + &usage::removal())).await?;
     remove_if_there(places.socket())?;
     let run_dir = &places.run_dir;
     for folder in [places.attachments(), run_dir.clone()] {

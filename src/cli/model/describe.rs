@@ -3,7 +3,7 @@
 //! PURE.
 
 use crate::api::SecurityGroupRule;
-use crate::policy::{Direction, parse_rule};
+use crate::policy::{Direction, NamespacedName, Rule, parse_rule};
 use serde::Serialize;
 
 pub use crate::policy::describe::{direction_name, local, remote, traffic};
@@ -44,4 +44,10 @@ pub fn rule_view(namespace: &str, direction: Direction, rule: &SecurityGroupRule
             description,
         },
     }
+}
+
+/// A rule of a group in a few words: "ingress TCP 22 from anywhere".
+pub fn said(group: &NamespacedName, direction: Direction, rule: &Rule) -> String {
+    let preposition = if direction == Direction::Ingress { "from" } else { "to" };
+    format!("{} {} {preposition} {}", direction_name(direction), traffic(rule), remote(&rule.remote, &group.namespace))
 }

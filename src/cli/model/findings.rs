@@ -2,10 +2,11 @@
 //!
 //! PURE. Every finding names the object and says what to do. What a rule covers is asked of the reference.
 
-use super::describe::{direction_name, remote, traffic};
+use super::describe::said;
 use super::inventory::Inventory;
 use super::snapshot::Snapshot;
 use super::traffic::{Steps, TrafficSet};
+use super::unused::UNUSED;
 use crate::api::conditions::listed;
 use crate::index::{Index, TargetName};
 use crate::policy::{CidrSet, Direction, Family, L4, NamespacedName, Remote, Rule, Transport, carries};
@@ -35,7 +36,7 @@ pub enum Level {
 }
 
 /// The checks, with what each looks for.
-pub const CHECKS: [(&str, &str); 8] = [
+pub const CHECKS: [(&str, &str); 9] = [
     ("admin-port-open", "An admin port is open to a wide network"),
     ("everything-open", "A wide network may send everything"),
     ("shadowed-rule", "Another rule of the group allows all that this one does"),
@@ -44,6 +45,7 @@ pub const CHECKS: [(&str, &str); 8] = [
     ("empty-remote", "A rule names a group that is nobody"),
     ("unreachable-target", "Nobody can connect to a guarded target"),
     ("too-many-rules", "The group has so many rules that it is hard to judge"),
+    UNUSED,
 ];
 
 /// One thing that was found.
@@ -83,8 +85,13 @@ pub fn findings(inventory: &Inventory, scope: Option<&str>) -> Vec<Finding> {
     audit.targets(&snapshot);
     let mut found = audit.found;
     found.retain(|finding| scope.is_none_or(|scope| finding.namespace == scope));
-    found.sort_by(|a, b| (b.level, a).cmp(&(a.level, b)));
+    found.sort_by(in_order);
     found
+}
+
+/// The worst first.
+pub fn in_order(a: &Finding, b: &Finding) -> std::cmp::Ordering {
+    (b.level, a).cmp(&(a.level, b))
 }
 
 struct Audit<'a> {
@@ -237,11 +244,6 @@ impl Audit<'_> {
             self.add("duplicate-rule", Level::Note, &first, Some(rule), message);
         }
     }
-}
-
-fn said(group: &NamespacedName, direction: Direction, rule: &Rule) -> String {
-    let preposition = if direction == Direction::Ingress { "from" } else { "to" };
-    format!("{} {} {preposition} {}", direction_name(direction), traffic(rule), remote(&rule.remote, &group.namespace))
 }
 
 /// What a rule allows in a family, whoever its remote is.

@@ -2,7 +2,7 @@
 //!
 //! PURE. Owns the one way from objects to an [`Index`]. Interprets nothing itself.
 
-use crate::api::{NetworkInterface, NodeEnforcement, SecurityGroup, SecurityGroupBinding};
+use crate::api::{NetworkInterface, NodeEnforcement, NodeUsage, SecurityGroup, SecurityGroupBinding};
 use crate::index::{Binding, Group, Index, Machine, MachineSource, Target, addresses_of, attached, name_of};
 use crate::kubevirt::VirtualMachineInstance;
 use crate::policy::NamespacedName;
@@ -39,6 +39,8 @@ pub struct Inventory {
     pub nodes: Vec<Node>,
     /// What nodes report.
     pub reports: Vec<NodeEnforcement>,
+    /// What nodes counted, where it was asked for.
+    pub usages: Vec<NodeUsage>,
     /// Where Services get their addresses.
     pub service_networks: Vec<IpNet>,
     /// The files that groups came from.

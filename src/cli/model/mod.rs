@@ -17,6 +17,7 @@ pub mod rule_flags;
 pub mod selectors;
 pub mod snapshot;
 pub mod traffic;
+pub mod unused;
 pub mod verdicts;
 
 #[cfg(test)]

@@ -37,6 +37,11 @@ const CASES: &[Case] = &[
     inwards("60 rules, 10,000 addresses", Family::V4, size(60, 10_000, 2)),
     inwards("1,000 rules, 100 addresses", Family::V4, size(1_000, 100, 4)),
     inwards("1,000 rules, 100,000 addresses", Family::V4, LARGE),
+    Case {
+        name: "  connections not counted",
+        family: Family::V4,
+        table: Table::Ringfence { size: LARGE, ends: Ends::Server, cached: true, counted: false },
+    },
     among("  both ends guarded", Ends::Both, true),
     among("  neither end guarded", Ends::Neither, true),
     among("  with a full cache", Ends::Server, false),
@@ -59,11 +64,11 @@ const fn size(rules: usize, addresses: usize, port_groups: usize) -> Size {
 }
 
 const fn among(name: &'static str, ends: Ends, cached: bool) -> Case {
-    Case { name, family: Family::V4, table: Table::Ringfence { size: LARGE, ends, cached } }
+    Case { name, family: Family::V4, table: Table::Ringfence { size: LARGE, ends, cached, counted: true } }
 }
 
 const fn inwards(name: &'static str, family: Family, size: Size) -> Case {
-    Case { name, family, table: Table::Ringfence { size, ends: Ends::Server, cached: true } }
+    Case { name, family, table: Table::Ringfence { size, ends: Ends::Server, cached: true, counted: true } }
 }
 
 fn main() {

@@ -5,8 +5,9 @@ use super::rules::{self, PORT, Size};
 use super::support::scenario::interface;
 use super::support::table;
 use super::support::topology::{Network, Topology};
-use ringfence::nft::{self, Ruleset};
+use ringfence::nft::{self, Ruleset, usage};
 use ringfence::policy::Family;
+use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener};
 
 /// The client has so many addresses, so that no lookup is always for the same.
@@ -66,6 +67,8 @@ pub enum Table {
         ends: Ends,
         /// Whether there is room for these connections in the verdict cache.
         cached: bool,
+        /// Whether connections are counted, as agents have it.
+        counted: bool,
     },
 }
 
@@ -118,7 +121,7 @@ impl Node {
         match &case.table {
             Table::Stopped | Table::Nothing => {}
             Table::EstablishedAccept => node.apply([ESTABLISHED_ACCEPT]),
-            Table::Ringfence { size, ends, cached } => {
+            Table::Ringfence { size, ends, cached, counted } => {
                 let ends_guarded = match ends {
                     Ends::Neither => vec![],
                     Ends::Server => vec![server],
@@ -127,6 +130,11 @@ impl Node {
                 node.apply([nft::full(&ruleset(case.family, *size, server, &ends_guarded, &clients)).as_str()]);
                 if !cached {
                     table::fill_cache(node);
+                }
+                if *counted {
+                    let neighbours = (1..=NEIGHBOURS).map(|i| address(case.family, 1, i));
+                    let guarded = ends_guarded.iter().copied().chain(neighbours).collect();
+                    node.apply([usage::start(1, &guarded, &BTreeSet::new()).as_str()]);
                 }
             }
         }

@@ -1,0 +1,425 @@
+//! How many connections each rule allowed, and when that is worth a write.
+//!
+//! PURE. Of every epoch the kernel tells how many connections there were in all: what is new is what it tells more than
+//! before. Counts of rules outlive epochs, agents and the interfaces of the node; only when a rule goes, its count does.
+
+use super::world::{Enforced, Recent};
+use crate::api::{NodeUsageSpec, UsedGroup, UsedRule};
+use crate::nft::opened::{Count, Opened};
+use crate::nft::usage::{Epoch, LIFETIME};
+use crate::policy::{Direction, Group, NamespacedName, Rule, RuleId};
+use jiff::Timestamp;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::sync::Arc;
+use std::time::Duration;
+
+/// That a rule was matched for the first time is worth a write, …
+const FIRST_MATCH: Duration = Duration::from_secs(15);
+/// … that there are other rules, that something was missed, or that a count has doubled, not so soon, …
+const CHANGED: Duration = Duration::from_mins(5);
+/// … that a count is another one, later, …
+const COUNTED: Duration = Duration::from_hours(1);
+/// … and that there is still somebody who counts, at last.
+const ALIVE: Duration = Duration::from_hours(24);
+/// What is written is an object of the API server's. More rules than these are those of a node in trouble.
+const MAX_RULES: usize = 4_096;
+/// Hashes of rules that are kept, so as not to be computed for every connection.
+const MAX_IDS: usize = 16_384;
+
+/// How a rule is used.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Used {
+    /// Connections that it allowed.
+    pub connections: u64,
+    /// When it last did, to the second.
+    pub last: Option<Timestamp>,
+    since: Timestamp,
+}
+
+#[derive(Debug, Default, PartialEq)]
+struct Known {
+    uid: String,
+    rules: BTreeMap<(Direction, RuleId), Used>,
+}
+
+/// See the module.
+#[derive(Debug)]
+pub struct Tally {
+    groups: BTreeMap<NamespacedName, Known>,
+    attached: BTreeSet<NamespacedName>,
+    gap: Option<Timestamp>,
+    /// What the open epoch has told so far.
+    seen: HashMap<Opened, u64>,
+    ids: BTreeMap<Rule, RuleId>,
+    /// What was written last, and when.
+    written: Option<NodeUsageSpec>,
+    written_at: Timestamp,
+}
+
+impl Tally {
+    /// What an earlier agent wrote, if it did.
+    pub fn restore(written: Option<NodeUsageSpec>, now: Timestamp) -> Self {
+        let groups = written.iter().flat_map(|spec| &spec.groups).map(|group| {
+            let UsedGroup { namespace, name, uid, rules } = group;
+            let rules = rules.iter().map(|rule| {
+                let UsedRule { id, direction, connections, last_matched, since } = rule;
+                let used = Used {
+                    connections: u64::try_from(*connections).unwrap_or_default(),
+                    last: last_matched.as_ref().map(|time| time.0),
+                    since: since.0,
+                };
+                (((*direction).into(), RuleId::from(id.clone())), used)
+            });
+            (NamespacedName::new(namespace, name), Known { uid: uid.clone(), rules: rules.collect() })
+        });
+        let mut tally = Self {
+            groups: groups.collect(),
+            attached: BTreeSet::new(),
+            gap: written.as_ref().and_then(|spec| spec.gap.as_ref()).map(|time| time.0),
+            seen: HashMap::new(),
+            ids: BTreeMap::new(),
+            // The first match of all does not wait.
+            written_at: written.as_ref().map_or(now - FIRST_MATCH, |spec| spec.until.0),
+            written,
+        };
+        // What was counted that long ago is not in the kernel any more.
+        if tally.written.is_some() && now.duration_since(tally.written_at).unsigned_abs() >= LIFETIME {
+            tally.missed(now);
+        }
+        tally
+    }
+
+    /// The last epoch that was written down, and so is not to be counted again.
+    pub fn written_epoch(&self) -> Option<Epoch> {
+        self.written.as_ref().and_then(|spec| Epoch::try_from(spec.epoch).ok())
+    }
+
+    /// Connections may not have been counted until now.
+    pub fn missed(&mut self, now: Timestamp) {
+        self.gap = Some(whole(now));
+    }
+
+    /// Which rules there are: those of groups that are attached here, and those that were before, of groups that are still
+    /// there. `existing` tells the uid and the latest rules of a group.
+    pub fn know(
+        &mut self,
+        enforced: &Enforced,
+        existing: impl Fn(&NamespacedName) -> Option<(String, Option<Arc<Group>>)>,
+        now: Timestamp,
+    ) {
+        self.attached = enforced.groups.keys().cloned().collect();
+        let mut groups = std::mem::take(&mut self.groups);
+        let names: BTreeSet<NamespacedName> = groups.keys().chain(enforced.groups.keys()).cloned().collect();
+        for name in names {
+            let Some((uid, latest)) = existing(&name) else { continue };
+            let in_force = enforced.groups.get(&name).filter(|(of, _)| *of == uid).map(|(_, rules)| rules);
+            let mut before = groups.remove(&name).filter(|known| known.uid == uid).unwrap_or_default();
+            let mut rules = BTreeMap::new();
+            let mut keep = |group: &Group, begin: bool| {
+                for direction in Direction::ALL {
+                    for rule in group.rules(direction) {
+                        let key = (direction, self.id(rule));
+                        if let Some(used) = before.rules.remove(&key) {
+                            rules.insert(key, used);
+                        } else if begin {
+                            rules.entry(key).or_insert(Used { connections: 0, last: None, since: whole(now) });
+                        }
+                    }
+                }
+            };
+            match (in_force, &latest) {
+                (Some(in_force), Some(latest)) if Arc::ptr_eq(in_force, latest) => keep(in_force, true),
+                (in_force, latest) => {
+                    in_force.iter().for_each(|group| keep(group, true));
+                    latest.iter().for_each(|group| keep(group, false));
+                }
+            }
+            if !rules.is_empty() {
+                self.groups.insert(name, Known { uid, rules });
+            }
+        }
+    }
+
+    /// What the open epoch tells now, as of this moment.
+    pub fn count(&mut self, counted: &[(Opened, Count)], recent: &Recent, now: Timestamp) {
+        for (opened, Count { connections, ago }) in counted {
+            let before = self.seen.insert(*opened, *connections).unwrap_or_default();
+            let new = connections.saturating_sub(before);
+            if new == 0 {
+                continue;
+            }
+            let last = Some(whole(now - *ago));
+            let mut keys = Vec::new();
+            recent.allowing(opened, |group, direction, rule| keys.push((group.clone(), direction, self.id(rule))));
+            for (group, direction, id) in keys {
+                // Of a group that is not known any more nothing is told either.
+                let known = self.groups.get_mut(&group).and_then(|known| known.rules.get_mut(&(direction, id)));
+                if let Some(used) = known {
+                    used.connections = used.connections.saturating_add(new);
+                    used.last = used.last.max(last);
+                }
+            }
+        }
+    }
+
+    /// Another epoch is open: it has told nothing yet.
+    pub fn turned(&mut self) {
+        self.seen = HashMap::new();
+    }
+
+    /// Whether there is something to say that is worth a write by now.
+    pub fn is_due(&self, now: Timestamp) -> bool {
+        let age = now.duration_since(self.written_at).unsigned_abs();
+        if age < FIRST_MATCH {
+            return false;
+        }
+        let written: BTreeMap<_, _> = self.written.iter().flat_map(rules_of).collect();
+        let mut others = self.written.as_ref().and_then(|spec| spec.gap.as_ref()).map(|time| time.0) != self.gap;
+        let (mut first, mut doubled, mut counted, mut found) = (false, false, false, 0);
+        for (name, Known { uid, rules }) in &self.groups {
+            for ((direction, id), used) in rules {
+                let key = (name.namespace.clone(), name.name.clone(), uid.clone(), *direction, id.to_string());
+                let Some((connections, matched)) = written.get(&key) else {
+                    others = true;
+                    first |= used.last.is_some();
+                    continue;
+                };
+                found += 1;
+                first |= used.last.is_some() && !matched;
+                counted |= used.connections != *connections;
+                doubled |= used.connections >= connections.saturating_mul(2).max(1);
+            }
+        }
+        others |= found < written.len();
+        first
+            || (age >= CHANGED && (others || doubled && counted))
+            || (age >= COUNTED && counted)
+            || (age >= ALIVE && self.written.is_some())
+    }
+
+    /// What to write: everything that was counted up to the end of an epoch, which is now.
+    pub fn spec(&self, epoch: Epoch, now: Timestamp) -> NodeUsageSpec {
+        let attached = self.groups.iter().filter(|(name, _)| self.attached.contains(*name));
+        let others = self.groups.iter().filter(|(name, _)| !self.attached.contains(*name));
+        let mut room = MAX_RULES;
+        let mut groups: Vec<UsedGroup> = attached
+            .chain(others)
+            .filter(|(_, Known { uid: _, rules })| {
+                let fits = rules.len() <= room;
+                room = room.saturating_sub(rules.len());
+                fits
+            })
+            .map(|(name, Known { uid, rules })| UsedGroup {
+                namespace: name.namespace.clone(),
+                name: name.name.clone(),
+                uid: uid.clone(),
+                rules: rules.iter().map(|((direction, id), used)| used_rule(*direction, id, used)).collect(),
+            })
+            .collect();
+        groups.sort_by(|a, b| (&a.namespace, &a.name).cmp(&(&b.namespace, &b.name)));
+        NodeUsageSpec {
+            epoch: i64::try_from(epoch).unwrap_or(i64::MAX),
+            until: Time(whole(now)),
+            gap: self.gap.map(Time),
+            groups,
+        }
+    }
+
+    /// That was written.
+    pub fn wrote(&mut self, spec: NodeUsageSpec) {
+        self.written_at = spec.until.0;
+        self.written = Some(spec);
+    }
+
+    /// The rules of the groups that are attached here.
+    pub fn attached(&self) -> impl Iterator<Item = (&NamespacedName, Direction, &RuleId, u64)> {
+        let groups = self.groups.iter().filter(|(name, _)| self.attached.contains(*name));
+        groups.flat_map(|(name, known)| {
+            known.rules.iter().map(move |((direction, id), used)| (name, *direction, id, used.connections))
+        })
+    }
+
+    fn id(&mut self, rule: &Rule) -> RuleId {
+        if let Some(id) = self.ids.get(rule) {
+            return id.clone();
+        }
+        if self.ids.len() >= MAX_IDS {
+            self.ids.clear();
+        }
+        let id = rule.id();
+        self.ids.insert(rule.clone(), id.clone());
+        id
+    }
+}
+
+fn used_rule(direction: Direction, id: &RuleId, used: &Used) -> UsedRule {
+    UsedRule {
+        id: id.to_string(),
+        direction: direction.into(),
+        connections: i64::try_from(used.connections).unwrap_or(i64::MAX),
+        last_matched: used.last.map(Time),
+        since: Time(used.since),
+    }
+}
+
+type Written = ((String, String, String, Direction, String), (u64, bool));
+
+fn rules_of(spec: &NodeUsageSpec) -> impl Iterator<Item = Written> {
+    spec.groups.iter().flat_map(|group| {
+        group.rules.iter().map(|rule| {
+            let key = (
+                group.namespace.clone(),
+                group.name.clone(),
+                group.uid.clone(),
+                rule.direction.into(),
+                rule.id.clone(),
+            );
+            (key, (u64::try_from(rule.connections).unwrap_or_default(), rule.last_matched.is_some()))
+        })
+    })
+}
+
+/// The API keeps whole seconds.
+fn whole(time: Timestamp) -> Timestamp {
+    Timestamp::from_second(time.as_second()).unwrap_or(time)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::policy::{Interface, PortSet, Remote, Traffic, Transport, parse_cidr};
+    use std::net::IpAddr;
+
+    fn at(seconds: u64) -> Timestamp {
+        Timestamp::UNIX_EPOCH + Duration::from_secs(seconds)
+    }
+
+    fn name() -> NamespacedName {
+        NamespacedName::new("shop", "web")
+    }
+
+    fn rule(port: u16) -> Rule {
+        let anyone = ["0.0.0.0/0"].iter().map(|cidr| parse_cidr(cidr).unwrap()).collect();
+        let ports = PortSet::from_iter([port..=port]);
+        Rule { traffic: Traffic::Ports(Transport::Tcp, ports), remote: Remote::Cidrs(anyone) }
+    }
+
+    fn group(ports: &[u16]) -> Arc<Group> {
+        Arc::new(Group { ingress: ports.iter().map(|port| rule(*port)).collect(), egress: vec![] })
+    }
+
+    const SERVER: &str = "10.0.0.2";
+
+    /// A server with rules for these ports.
+    fn enforced(group: &Arc<Group>) -> Enforced {
+        let interface: Interface = [(name(), group.clone())].into();
+        Enforced {
+            interfaces: [(SERVER.parse().unwrap(), Arc::new(interface))].into(),
+            members: BTreeMap::new(),
+            groups: [(name(), ("uid".to_owned(), group.clone()))].into(),
+        }
+    }
+
+    struct World {
+        tally: Tally,
+        recent: Recent,
+        group: Arc<Group>,
+    }
+
+    impl World {
+        fn new(ports: &[u16], written: Option<NodeUsageSpec>, now: Timestamp) -> Self {
+            let group = group(ports);
+            let mut recent = Recent::default();
+            recent.advance(enforced(&group));
+            let mut world = Self { tally: Tally::restore(written, now), recent, group };
+            world.know(now);
+            world
+        }
+
+        fn know(&mut self, now: Timestamp) {
+            let latest = self.group.clone();
+            let existing = |_: &NamespacedName| Some(("uid".to_owned(), Some(latest.clone())));
+            self.tally.know(self.recent.now(), existing, now);
+        }
+
+        fn told(&mut self, port: u16, connections: u64, now: Timestamp) {
+            let source: IpAddr = "10.0.0.1".parse().unwrap();
+            let opened = Opened { source, destination: SERVER.parse().unwrap(), protocol: 6, number: port };
+            self.tally.count(&[(opened, Count { connections, ago: Duration::from_secs(3) })], &self.recent, now);
+        }
+
+        fn used(&self, port: u16) -> Option<(u64, Option<u64>)> {
+            let used = self.tally.groups.get(&name())?.rules.get(&(Direction::Ingress, rule(port).id()))?;
+            Some((used.connections, used.last.map(|last| last.as_second().try_into().unwrap())))
+        }
+    }
+
+    #[test]
+    fn an_epoch_tells_totals_and_what_is_new_is_counted() {
+        let mut world = World::new(&[80, 81], None, at(100));
+        assert_eq!(world.used(80), Some((0, None)));
+        for (told, total) in [(2, 2), (2, 2), (5, 5)] {
+            world.told(80, told, at(110));
+            assert_eq!(world.used(80), Some((total, Some(107))));
+        }
+        world.tally.turned();
+        world.told(80, 4, at(200));
+        assert_eq!(world.used(80), Some((9, Some(197))));
+        assert_eq!(world.used(81), Some((0, None)));
+    }
+
+    #[test]
+    fn what_was_written_goes_on_and_rules_that_go_are_forgotten() {
+        let mut world = World::new(&[80, 81], None, at(100));
+        world.told(80, 5, at(110));
+        let spec = world.tally.spec(7, at(120));
+        let mut world = World::new(&[80, 82], Some(spec.clone()), at(500));
+        assert_eq!(world.tally.written_epoch(), Some(7));
+        assert_eq!((world.used(80), world.used(81), world.used(82)), (Some((5, Some(107))), None, Some((0, None))));
+        let again = world.tally.spec(7, at(120));
+        assert_eq!(
+            again.groups[0].rules.iter().find(|r| r.id == rule(80).id().to_string()).unwrap().since,
+            Time(at(100))
+        );
+
+        // No interface here has the group any more: what was counted stays, and nothing begins.
+        world.recent.advance(Enforced::default());
+        world.group = group(&[80, 83]);
+        world.know(at(510));
+        assert_eq!((world.used(80), world.used(82), world.used(83)), (Some((5, Some(107))), None, None));
+        // A group that is created anew begins anew.
+        world.tally.know(&Enforced::default(), |_| Some(("another".into(), Some(group(&[80])))), at(520));
+        assert_eq!(world.used(80), None);
+    }
+
+    #[test]
+    fn writes_wait_for_something_worth_saying() {
+        let mut world = World::new(&[80, 81], None, at(1_000));
+        assert!(!world.tally.is_due(at(1_010)), "that there are rules can wait");
+        world.told(80, 1, at(1_010));
+        assert!(world.tally.is_due(at(1_010)), "the first match of all");
+        let wrote = |world: &mut World, now| world.tally.wrote(world.tally.spec(1, now));
+        wrote(&mut world, at(1_010));
+        assert!(!world.tally.is_due(at(80_000)));
+        world.told(81, 1, at(1_015));
+        assert!(!world.tally.is_due(at(1_024)) && world.tally.is_due(at(1_025)), "the first match of another rule");
+        wrote(&mut world, at(1_025));
+        for (told, soonest) in [(2, 1_325), (3, 1_325 + 3_600), (3, 4_925 + 86_400)] {
+            world.told(80, told, at(1_050));
+            assert!(!world.tally.is_due(at(soonest - 1)) && world.tally.is_due(at(soonest)), "{told}");
+            wrote(&mut world, at(soonest));
+        }
+        world.tally.missed(at(100_000));
+        assert!(!world.tally.is_due(at(91_624)) && world.tally.is_due(at(91_625)));
+    }
+
+    #[test]
+    fn what_outlived_the_kernels_sets_was_missed() {
+        let spec = |now| World::new(&[80], None, now).tally.spec(1, now);
+        assert_eq!(Tally::restore(Some(spec(at(0))), at(60)).gap, None);
+        let late = at(LIFETIME.as_secs());
+        assert_eq!(Tally::restore(Some(spec(at(0))), late).gap, Some(late));
+        assert_eq!(Tally::restore(None, late).gap, None, "nothing was claimed before");
+    }
+}

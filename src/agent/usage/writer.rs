@@ -1,0 +1,110 @@
+//! Writes the node's `NodeUsage`: the latest counts, for as long as it takes.
+
+use crate::api::{NodeUsage, NodeUsageSpec};
+use crate::runtime::backoff::{Backoff, jitter};
+use crate::runtime::{Shutdown, chain};
+use k8s_openapi::api::core::v1::Node;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
+use kube::api::PostParams;
+use kube::{Api, Client, Resource};
+use std::time::Duration;
+use tokio::sync::watch;
+use tokio::time::sleep;
+
+/// Counts can wait.
+const RETRY: Backoff = Backoff { min: Duration::from_secs(1), max: Duration::from_mins(1) };
+
+/// What is to be written, and what was.
+type Specs<T> = (watch::Sender<T>, watch::Receiver<T>);
+
+/// Reads and writes one object.
+pub struct Writer {
+    api: Api<NodeUsage>,
+    node: String,
+    /// With the node goes what it counted.
+    owner: Option<OwnerReference>,
+    shutdown: Shutdown,
+}
+
+impl Writer {
+    /// Of this node's.
+    pub fn new(client: Client, node: &Node, shutdown: Shutdown) -> Self {
+        let name = node.metadata.name.clone().unwrap_or_default();
+        Self { api: Api::all(client), node: name, owner: node.owner_ref(&()), shutdown }
+    }
+
+    /// What is written there, as soon as that can be known.
+    pub async fn find(&self) -> Option<NodeUsageSpec> {
+        let mut failures = 0;
+        loop {
+            match self.api.get_opt(&self.node).await {
+                Ok(found) => return found.map(|object| object.spec),
+                Err(error) => {
+                    failures += 1;
+                    tracing::warn!(error = chain(&error), failures, "cannot read what this node counted, will retry");
+                    sleep(RETRY.delay(failures, jitter())).await;
+                }
+            }
+        }
+    }
+
+    /// Starts to write what is sent to the one, and to tell by the other what was written.
+    pub fn start(self) -> (watch::Sender<Option<NodeUsageSpec>>, watch::Receiver<Option<NodeUsageSpec>>) {
+        let (snapshots, wanted): Specs<Option<NodeUsageSpec>> = watch::channel(None);
+        let (done, written) = watch::channel(None);
+        let shutdown = self.shutdown.clone();
+        tokio::spawn(async move {
+            tokio::select! {
+                () = self.run(wanted, done) => {}
+                () = shutdown.signalled() => {}
+            }
+        });
+        (snapshots, written)
+    }
+
+    async fn run(self, mut wanted: watch::Receiver<Option<NodeUsageSpec>>, done: watch::Sender<Option<NodeUsageSpec>>) {
+        let (mut object, mut failures) = (None, 0);
+        while wanted.changed().await.is_ok() {
+            loop {
+                let Some(spec) = wanted.borrow_and_update().clone() else { break };
+                match self.write(&mut object, &spec).await {
+                    Ok(()) => {
+                        failures = 0;
+                        done.send_replace(Some(spec));
+                        break;
+                    }
+                    Err(error) => {
+                        failures += 1;
+                        tracing::warn!(
+                            error = chain(&error),
+                            failures,
+                            "cannot write what this node counted, will retry"
+                        );
+                        sleep(RETRY.delay(failures, jitter())).await;
+                    }
+                }
+            }
+        }
+    }
+
+    /// `object` is what was last read or written; nobody else writes it.
+    async fn write(&self, object: &mut Option<NodeUsage>, spec: &NodeUsageSpec) -> kube::Result<()> {
+        let known = match object.take() {
+            Some(known) => Some(known),
+            None => self.api.get_opt(&self.node).await?,
+        };
+        let written = match known {
+            Some(mut known) => {
+                known.spec = spec.clone();
+                self.api.replace(&self.node, &PostParams::default(), &known).await?
+            }
+            None => {
+                let mut new = NodeUsage::new(&self.node, spec.clone());
+                new.metadata.owner_references = self.owner.clone().map(|owner| vec![owner]);
+                self.api.create(&PostParams::default(), &new).await?
+            }
+        };
+        *object = Some(written);
+        Ok(())
+    }
+}

@@ -1,0 +1,120 @@
+//! What statuses say of how rules are used, and that they say it only when it is news.
+
+use super::objects::{allows, key};
+use super::world::World;
+use crate::api::{NodeUsageSpec, RuleUsage};
+use crate::controller::cluster::Work;
+use jiff::Timestamp;
+use serde_json::{Value, json};
+
+const DAY: i64 = 86_400;
+
+fn at(second: i64) -> String {
+    Timestamp::from_second(second).unwrap().to_string()
+}
+
+/// A group with one rule, on two nodes, that nobody has counted yet.
+struct Scene {
+    world: World,
+    rule: String,
+    uid: String,
+}
+
+impl Scene {
+    fn new() -> Self {
+        let mut world = World::new(&["n1", "n2"]);
+        world.group("db", allows(&["app"]));
+        world.write();
+        let group = world.cluster.index.group(&key("db")).unwrap();
+        let rule = group.rules.as_ref().unwrap().ingress[0].id().to_string();
+        let uid = group.uid.clone();
+        Self { world, rule, uid }
+    }
+
+    fn spec(&self, connections: i64, last: Option<i64>, since: i64, gap: Option<i64>) -> NodeUsageSpec {
+        let mut rule = json!({
+            "id": self.rule, "direction": "ingress", "connections": connections, "since": at(since),
+        });
+        if let Some(last) = last {
+            rule["lastMatched"] = json!(at(last));
+        }
+        let gone = json!({ "id": "gone", "direction": "ingress", "connections": 9, "since": at(0) });
+        let group = json!({ "namespace": "shop", "name": "db", "uid": self.uid, "rules": [rule, gone] });
+        let mut spec = json!({ "epoch": 1, "until": at(0), "groups": [group] });
+        if let Some(gap) = gap {
+            spec["gap"] = json!(at(gap));
+        }
+        serde_json::from_value(spec).unwrap()
+    }
+
+    /// A node tells something: how often the group is written, and what its status says then.
+    fn tells(&mut self, node: &str, spec: Option<NodeUsageSpec>) -> (usize, Value) {
+        let before = self.world.writes.len();
+        self.world.cluster.set_usage(node, spec);
+        self.world.write();
+        let writes = &self.world.writes[before..];
+        assert!(writes.iter().all(|work| *work == Work::Group(key("db"))), "{writes:?}");
+        (writes.len(), self.said())
+    }
+
+    fn said(&self) -> Value {
+        let usage = &self.world.groups[&key("db")].status.as_ref().unwrap().usage;
+        assert!(usage.len() <= 1, "a rule that is not there: {usage:?}");
+        usage.first().map_or(
+            Value::Null,
+            |RuleUsage { id, direction: _, connections, departed, last_matched, since }| {
+                assert_eq!(*id, self.rule);
+                let second = |time: &k8s_openapi::apimachinery::pkg::apis::meta::v1::Time| time.0.as_second();
+                json!([connections, departed, last_matched.as_ref().map(second), second(since)])
+            },
+        )
+    }
+}
+
+#[test]
+fn nodes_are_summed_and_only_news_is_written() {
+    let mut scene = Scene::new();
+    assert_eq!(scene.said(), Value::Null);
+    let mut tells = |node: &str, connections, last, gap, expected: (usize, Value)| {
+        let spec = scene.spec(connections, last, if node == "n1" { 100 } else { 500 }, gap);
+        assert_eq!(scene.tells(node, Some(spec)), expected, "{node} {connections} {last:?} {gap:?}");
+    };
+    tells("n1", 0, None, None, (1, json!([0, 0, null, 100])));
+    // A node that comes later has missed nothing.
+    tells("n2", 0, None, None, (0, json!([0, 0, null, 100])));
+    tells("n2", 4, Some(600), None, (1, json!([4, 0, 600, 100])));
+    tells("n1", 3, Some(900), None, (0, json!([4, 0, 600, 100])));
+    tells("n1", 4, Some(DAY - 1), None, (1, json!([8, 0, DAY - 1, 100])));
+    tells("n1", 5, Some(DAY), None, (1, json!([9, 0, DAY, 100])));
+    tells("n2", 5, Some(900), None, (0, json!([9, 0, DAY, 100])));
+    tells("n2", 5, Some(900), Some(DAY + 5), (1, json!([10, 0, DAY, DAY + 5])));
+}
+
+#[test]
+fn what_a_node_counted_outlives_it() {
+    let mut scene = Scene::new();
+    scene.tells("n1", Some(scene.spec(5, Some(600), 100, Some(300))));
+    scene.tells("n2", Some(scene.spec(7, Some(700), 500, None)));
+    assert_eq!(scene.said(), json!([12, 0, 700, 300]));
+    // It is told again from the beginning: the object was deleted, and the node is there.
+    assert_eq!(scene.tells("n2", None).1, json!([12, 0, 700, 300]));
+    assert_eq!(scene.tells("n2", Some(scene.spec(7, Some(700), 500, None))).0, 0);
+
+    scene.world.remove_node("n2");
+    scene.world.write();
+    assert_eq!(scene.tells("n2", None), (1, json!([12, 7, 700, 300])));
+    scene.world.remove_node("n1");
+    scene.world.write();
+    assert_eq!(scene.tells("n1", None), (1, json!([12, 12, 700, 300])));
+    // Another leader begins, who knows the statuses.
+    scene.world.cluster.usages.forget_departed();
+    scene.world.boot("n3", "172.30.0.3");
+    assert_eq!(scene.tells("n3", Some(scene.spec(20, Some(DAY), 900, None))), (1, json!([32, 12, DAY, 300])));
+}
+
+#[test]
+fn another_group_of_the_same_name_inherits_nothing() {
+    let mut scene = Scene::new();
+    scene.uid = "another".into();
+    assert_eq!(scene.tells("n1", Some(scene.spec(5, Some(600), 100, None))), (0, Value::Null));
+}

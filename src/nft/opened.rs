@@ -1,0 +1,209 @@
+//! Reads the connections that [`usage`](super::usage) has counted, straight from the kernel.
+//!
+//! Owns: one netlink question, and what its answer means. Not by `nft`: for a full set it takes seconds and 200 MB, and sets are
+//! read all the time.
+
+use super::monitor::netlink;
+use super::notification::{attributes, messages};
+use super::usage::{Epoch, LIFETIME, TABLE, set};
+use crate::policy::{Connection, Family, L4, Transport};
+use rustix::io::Errno;
+use rustix::net::netlink::SocketAddrNetlink;
+use rustix::net::{RecvFlags, SendFlags, recvfrom, sendto, sockopt};
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::time::Duration;
+
+/// The kernel answers in pieces of at most this, however large the answer is.
+const DATAGRAM: usize = 64 << 10;
+const KERNEL: u32 = 0;
+
+const HEADER: usize = 16;
+const FAMILY_HEADER: usize = 4;
+const ERROR: u16 = 2;
+const DONE: u16 = 3;
+const GET_ELEMENTS: u16 = 10 << 8 | 13;
+const NEW_ELEMENTS: u16 = 10 << 8 | 12;
+/// Flags of a question whose answer is a list.
+const LIST: u16 = 0x301;
+/// The family `inet`.
+const INET: u8 = 1;
+/// Attributes of a list of elements.
+const LIST_TABLE: u16 = 1;
+const LIST_SET: u16 = 2;
+const LIST_ELEMENTS: u16 = 3;
+/// Attributes of an element.
+const KEY: u16 = 1;
+const EXPIRATION: u16 = 5;
+const EXPRESSION: u16 = 7;
+/// Of a key.
+const VALUE: u16 = 1;
+/// Of an expression, and of a counter.
+const DATA: u16 = 2;
+const PACKETS: u16 = 2;
+
+/// Connections that are the same to rules.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Opened {
+    /// Who opened them.
+    pub source: IpAddr,
+    /// Whom to, behind all translation of addresses.
+    pub destination: IpAddr,
+    /// The protocol's number.
+    pub protocol: u8,
+    /// The port there, or the type and code of ICMP; 0 with other protocols.
+    pub number: u16,
+}
+
+/// How often, and when last.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Count {
+    /// So many connections.
+    pub connections: u64,
+    /// How long ago the last one was opened.
+    pub ago: Duration,
+}
+
+impl Opened {
+    /// As rules see them.
+    pub fn connection(&self) -> Connection {
+        let Self { source, destination, protocol, number } = *self;
+        let [type_, code] = number.to_be_bytes();
+        let l4 = match (protocol, Family::of(source)) {
+            (6, _) => L4::Ports(Transport::Tcp, number),
+            (17, _) => L4::Ports(Transport::Udp, number),
+            (132, _) => L4::Ports(Transport::Sctp, number),
+            (1, Family::V4) | (58, Family::V6) => L4::Icmp(type_, code),
+            _ => L4::Other,
+        };
+        Connection { source, destination, l4 }
+    }
+
+    /// From the key of an element: each part of it begins at a multiple of four.
+    fn read(key: &[u8]) -> Option<Self> {
+        let (source, destination, rest) = if key.len() == 16 {
+            let address = |at| Some(Ipv4Addr::from(<[u8; 4]>::try_from(key.get(at..at + 4)?).ok()?).into());
+            (address(0)?, address(4)?, &key[8..])
+        } else {
+            let address = |at| Some(Ipv6Addr::from(<[u8; 16]>::try_from(key.get(at..at + 16)?).ok()?).into());
+            (address(0)?, address(16)?, key.get(32..)?)
+        };
+        let number = u16::from_be_bytes(rest.get(4..6)?.try_into().ok()?);
+        Some(Self { source, destination, protocol: *rest.first()?, number })
+    }
+}
+
+/// What was counted in an epoch. `None`: there are no such sets. What is being added to meanwhile may be missing, or be there
+/// twice.
+pub fn read(epoch: Epoch) -> io::Result<Option<Vec<(Opened, Count)>>> {
+    let mut counted = Vec::new();
+    for family in Family::ALL {
+        match list(&set(family, epoch), &mut counted) {
+            Ok(()) => {}
+            Err(Errno::NOENT) => return Ok(None),
+            Err(error) => return Err(error.into()),
+        }
+    }
+    Ok(Some(counted))
+}
+
+fn list(set: &str, counted: &mut Vec<(Opened, Count)>) -> Result<(), Errno> {
+    let socket = netlink()?;
+    // The kernel writes in pieces of what the reader takes at once.
+    let _ = sockopt::set_socket_recv_buffer_size(&socket, 4 * DATAGRAM);
+    sendto(&socket, &question(set), SendFlags::empty(), &SocketAddrNetlink::new(KERNEL, 0))?;
+    let mut datagram = vec![0; DATAGRAM];
+    loop {
+        // It never waits: the kernel writes the next piece while the last one is taken.
+        let (_, length, _) = match recvfrom(&socket, datagram.as_mut_slice(), RecvFlags::DONTWAIT) {
+            Err(Errno::INTR) => continue,
+            received => received?,
+        };
+        for (kind, body) in messages(&datagram[..length]) {
+            match kind {
+                NEW_ELEMENTS => counted.extend(elements(body)),
+                DONE => return Ok(()),
+                ERROR => return Err(error(body)),
+                _ => {}
+            }
+        }
+    }
+}
+
+fn question(set: &str) -> Vec<u8> {
+    let mut body = vec![INET, 0, 0, 0];
+    let table = TABLE.split(' ').next_back().unwrap_or_default();
+    for (kind, text) in [(LIST_TABLE, table), (LIST_SET, set)] {
+        // With the zero byte that ends it.
+        body.extend((u16::try_from(text.len() + 5).unwrap_or_default()).to_ne_bytes());
+        body.extend(kind.to_ne_bytes());
+        body.extend(text.as_bytes());
+        body.push(0);
+        body.resize(body.len().next_multiple_of(4), 0);
+    }
+    let mut question = Vec::with_capacity(HEADER + body.len());
+    question.extend(((HEADER + body.len()) as u32).to_ne_bytes());
+    question.extend(GET_ELEMENTS.to_ne_bytes());
+    question.extend(LIST.to_ne_bytes());
+    // No sequence number, from whatever port this is.
+    question.resize(HEADER, 0);
+    question.extend(body);
+    question
+}
+
+fn error(body: &[u8]) -> Errno {
+    let number = body.get(..4).and_then(|b| b.try_into().ok()).map(i32::from_ne_bytes).unwrap_or_default();
+    Errno::from_raw_os_error(-number)
+}
+
+/// The elements in one piece of the answer. What is not as expected is left out.
+fn elements(body: &[u8]) -> impl Iterator<Item = (Opened, Count)> {
+    let lists = attributes(body.get(FAMILY_HEADER..).unwrap_or_default());
+    let elements = lists.filter(|(kind, _)| *kind == LIST_ELEMENTS).flat_map(|(_, list)| attributes(list));
+    elements.filter_map(|(_, element)| {
+        let (mut opened, mut connections, mut left) = (None, None, LIFETIME);
+        for (kind, value) in attributes(element) {
+            match kind {
+                KEY => opened = one(value, VALUE).and_then(Opened::read),
+                EXPIRATION => left = Duration::from_millis(number(value)?),
+                EXPRESSION => connections = one(one(value, DATA)?, PACKETS).and_then(number),
+                _ => {}
+            }
+        }
+        Some((opened?, Count { connections: connections?, ago: LIFETIME.saturating_sub(left) }))
+    })
+}
+
+fn one(attributes_of: &[u8], wanted: u16) -> Option<&[u8]> {
+    attributes(attributes_of).find(|(kind, _)| *kind == wanted).map(|(_, value)| value)
+}
+
+fn number(value: &[u8]) -> Option<u64> {
+    value.try_into().ok().map(u64::from_be_bytes)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn keys_are_read_by_their_parts() {
+        let v4 = [&[10, 0, 0, 1, 10, 0, 0, 2, 6, 0, 0, 0][..], &443u16.to_be_bytes(), &[0, 0]].concat();
+        let opened = Opened::read(&v4).unwrap();
+        assert_eq!((opened.source.to_string(), opened.destination.to_string()), ("10.0.0.1".into(), "10.0.0.2".into()));
+        assert_eq!(opened.connection().l4, L4::Ports(Transport::Tcp, 443));
+        let v6 = [&[0; 15][..], &[1], &[0; 15], &[2], &[58, 0, 0, 0, 128, 0, 0, 0]].concat();
+        let opened = Opened::read(&v6).unwrap();
+        assert_eq!((opened.source.to_string(), opened.destination.to_string()), ("::1".into(), "::2".into()));
+        assert_eq!(opened.connection().l4, L4::Icmp(128, 0));
+        assert_eq!(Opened { protocol: 47, number: 0, ..opened }.connection().l4, L4::Other);
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn any_bytes_are_read_without_a_panic(bytes: Vec<u8>) {
+            let _ = elements(&bytes).count();
+            let _ = Opened::read(&bytes);
+        }
+    }
+}
