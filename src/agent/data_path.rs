@@ -22,7 +22,7 @@ pub fn problems(addresses: impl IntoIterator<Item = IpAddr>) -> Vec<String> {
         let key = if v4 { "bridge-nf-call-iptables" } else { "bridge-nf-call-ip6tables" };
         if !is_on(format!("/proc/sys/net/bridge/{key}")) {
             problems.push(format!(
-                "pods are attached to bridge {bridge}, whose traffic passes no rules: load br_netfilter and set net.bridge.{key}=1"
+                "pods are attached to bridge {bridge}, which hands no packets to the rules: load br_netfilter and set net.bridge.{key}=1"
             ));
         }
     }

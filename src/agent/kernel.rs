@@ -111,6 +111,10 @@ impl<L: Layout> Kernel<L> {
     pub async fn remove(&mut self) -> Result<(), NftError> {
         self.committed = None;
         self.watch.take();
+        // Of a table that is not there the kernel may not even know the family.
+        if self.nft.exist([L::TABLE, L::STAND_IN]).await? == [false, false] {
+            return Ok(());
+        }
         self.commit(&L::removal()).await
     }
 
