@@ -48,15 +48,15 @@ pub fn filtered(device: &Path) -> Option<[bool; 2]> {
     bridge.exists().then(|| [v4 || own("iptables"), v6 || own("ip6tables")])
 }
 
-/// Wakes someone up when all bridges are told otherwise. Of single bridges the kernel tells, as of other devices.
-pub async fn follow(told: Arc<Coalescer>, shutdown: Shutdown) {
+/// Wakes them up when all bridges are told otherwise. Of single bridges the kernel tells, as of other devices.
+pub async fn follow(told: [Arc<Coalescer>; 2], shutdown: Shutdown) {
     let follow = async {
         let mut before = all_filtered();
         loop {
             tokio::time::sleep(LOOK_EVERY).await;
             let now = all_filtered();
             if std::mem::replace(&mut before, now) != now {
-                told.notify();
+                told.iter().for_each(|told| told.notify());
             }
         }
     };
@@ -80,6 +80,11 @@ impl Bridges {
     /// Nothing is done yet.
     pub fn new(unfiltered: Unfiltered, kernel: Kernel<Closed>) -> Self {
         Self { unfiltered, kernel, closed: Closed::default(), none: false }
+    }
+
+    /// Whether it is meant to be.
+    pub fn are_closed(&self) -> bool {
+        self.unfiltered == Unfiltered::Closed
     }
 
     /// Closes what is guarded and not filtered, and nothing else. With `compare`, damage is looked for.

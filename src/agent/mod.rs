@@ -7,7 +7,7 @@ mod announce;
 pub mod attachments;
 mod bridges;
 mod check;
-mod data_path;
+pub(crate) mod data_path;
 mod declared;
 mod devices;
 mod drops;
@@ -249,7 +249,7 @@ fn enforce_own_addresses(
     let told = Told { dirty: dirty.clone(), networks: networks.register("networks of pods"), said, settled };
     let mut own_addresses = OwnAddresses::new(args, state.clone(), kernel, bridges, announcer.clone(), told);
     attached.notify();
-    tokio::spawn(bridges::follow(attached.clone(), shutdown.clone()));
+    tokio::spawn(bridges::follow([dirty.clone(), attached.clone()], shutdown.clone()));
     std::thread::Builder::new().name("notices".to_owned()).spawn({
         let attached = attached.clone();
         move || {

@@ -201,6 +201,10 @@ impl OwnAddresses {
     ) -> Result<(), NftError> {
         let guarded = Guarded::find(&self.state.lock().index, attachments, interfaces, links);
         let outcome = self.bridges.close(&guarded, reason == Reason::Periodic).await;
+        let closed = outcome.is_ok() && self.bridges.are_closed();
+        if std::mem::replace(&mut self.state.lock().bridges_are_closed, closed) != closed {
+            self.told.dirty.notify();
+        }
         interfaces.iter_mut().filter(|settled| self.bridges.closes(&settled.declared)).for_each(Settled::closed);
         self.look_at_networks(attachments, links);
         if let Some(damage) = outcome? {

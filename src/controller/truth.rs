@@ -4,7 +4,8 @@
 //! addresses they guard, the members of the remotes they name, and the group's own members where others' rules name it.
 
 use super::cluster::Cluster;
-use crate::api::conditions::{ENFORCED, READY, Verdict, listed};
+use super::reports::Bypass;
+use crate::api::conditions::{CLOSED, ENFORCED, READY, Verdict, listed};
 use crate::api::{AttachmentState, DeviceState, NodeCount};
 use crate::index::{AddressDigest, Target, TargetName};
 use crate::policy::NamespacedName;
@@ -71,7 +72,7 @@ impl Tally {
             return no("Bypassed", format!("traffic does not pass the rules on: {}", listed(&self.bypassed)));
         }
         if !self.closed.is_empty() {
-            return no("Closed", format!("closed, as traffic would not pass the rules, on: {}", listed(&self.closed)));
+            return no(CLOSED, format!("closed, as traffic would not pass the rules, on: {}", listed(&self.closed)));
         }
         if !self.silent.is_empty() {
             return no("NoReport", format!("no agent has reported since the boot of: {}", listed(&self.silent)));
@@ -192,7 +193,7 @@ pub enum NodeState {
     Reporting,
     /// It has not spoken since the node's boot.
     Silent,
-    /// Traffic there does not pass the rules.
+    /// Traffic there does not pass the rules, or at all.
     Bypassed,
 }
 
@@ -211,7 +212,7 @@ impl NodeState {
 pub fn state_of_node(cluster: &Cluster, node: &str) -> NodeState {
     match speaks_for(cluster, node) {
         Ok(_) => NodeState::Reporting,
-        Err(Lacks::Bypassed(_)) => NodeState::Bypassed,
+        Err(Lacks::Bypassed(_) | Lacks::Closed(_)) => NodeState::Bypassed,
         Err(_) => NodeState::Silent,
     }
 }
@@ -238,7 +239,8 @@ fn speaks_for<'a>(cluster: &'a Cluster, node: &str) -> Result<&'a super::reports
     });
     let report = report.ok_or(Lacks::Report)?;
     match &report.bypassed {
-        Some(message) => Err(Lacks::Bypassed(message.clone())),
+        Some(Bypass { closed: false, message }) => Err(Lacks::Bypassed(message.clone())),
+        Some(Bypass { closed: true, message }) => Err(Lacks::Closed(message.clone())),
         None => Ok(report),
     }
 }
