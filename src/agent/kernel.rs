@@ -6,7 +6,7 @@ use crate::nft::exec::{Nft, NftError};
 use crate::nft::listing::{Fingerprints, difference};
 use crate::nft::monitor::{Monitor, Watch, generation};
 use crate::nft::notification::Process;
-use crate::nft::{Layout, Replacement};
+use crate::nft::{Layout, Plan, Replacement};
 use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
@@ -17,18 +17,30 @@ const REPAIRS_AT_ONCE: u32 = 10;
 /// … and then one each so often: the node is open for no longer than this, and has time for its pods.
 const REPAIR_EVERY: Duration = Duration::from_millis(200);
 
+/// The next change, which often follows at once, comes before what can wait.
+const SETTLE_AFTER: Duration = Duration::from_millis(50);
+
 /// See the module. The only one who commits to the table.
 pub struct Kernel<L> {
     nft: Nft,
     watch: Watch,
+    /// Asks for a round of [`enforce`](Self::enforce).
+    wake: Arc<dyn Fn() + Send + Sync>,
     /// What the table holds; `None` if that is not known, as at the start and after any failure.
     committed: Option<L>,
+    /// What is still to be run of the last change.
+    unsettled: Option<Unsettled>,
     fingerprints: Fingerprints,
     /// The generation in which the table was last found to be what was committed.
     compared: Option<u32>,
     /// Why the table is to be replaced, until it is.
     damage: Option<Damage>,
     pace: Pace,
+}
+
+struct Unsettled {
+    script: String,
+    since: Instant,
 }
 
 /// How one of our tables came to be not what was committed.
@@ -60,13 +72,17 @@ impl fmt::Display for Damage {
 }
 
 impl<L: Layout> Kernel<L> {
-    /// Knows nothing yet: its first commit is of the table as a whole. `damaged` is called when the table may have to be
-    /// repaired, which the next [`enforce`](Self::enforce) does.
-    pub fn new(nft: Nft, monitor: &Arc<Monitor>, damaged: impl Fn() + Send + 'static) -> Self {
+    /// Knows nothing yet: its first commit is of the table as a whole. `wake` is called when the table may have to be
+    /// repaired or settled, which the next [`enforce`](Self::enforce) does.
+    pub fn new(nft: Nft, monitor: &Arc<Monitor>, wake: impl Fn() + Send + Sync + 'static) -> Self {
+        let wake: Arc<dyn Fn() + Send + Sync> = Arc::new(wake);
+        let damaged = wake.clone();
         Self {
             nft,
-            watch: monitor.watch(&[L::TABLE, L::STAND_IN], damaged),
+            watch: monitor.watch(&[L::TABLE, L::STAND_IN], move || damaged()),
+            wake,
             committed: None,
+            unsettled: None,
             fingerprints: Fingerprints::default(),
             compared: None,
             damage: None,
@@ -83,15 +99,14 @@ impl<L: Layout> Kernel<L> {
             let damage = match news.foreign {
                 Some(process) => Some(Damage::Foreign { table: L::TABLE, process }),
                 None if news.lost || compare => {
+                    self.settle().await?;
                     let different = self.compare(&committed, &desired).await?;
                     different.map(|what| Damage::Different { table: L::TABLE, what })
                 }
                 None => None,
             };
             if damage.is_none() {
-                for script in committed.plan(&desired).scripts() {
-                    self.commit(script).await?;
-                }
+                self.change(committed.plan(&desired)).await?;
                 self.committed = Some(desired);
                 return Ok(None);
             }
@@ -110,6 +125,7 @@ impl<L: Layout> Kernel<L> {
     /// Takes the table away. That it is gone is not remembered: the next commit, of whatever, starts from nothing.
     pub async fn remove(&mut self) -> Result<(), NftError> {
         self.committed = None;
+        self.unsettled = None;
         self.watch.take();
         // Of a table that is not there the kernel may not even know the family.
         if self.nft.exist([L::TABLE, L::STAND_IN]).await? == [false, false] {
@@ -142,11 +158,43 @@ impl<L: Layout> Kernel<L> {
         Ok(difference)
     }
 
+    async fn change(&mut self, mut plan: Plan) -> Result<(), NftError> {
+        if plan.settle.is_some()
+            && let Some(before) = self.unsettled.take()
+        {
+            plan.settle_first(&before.script);
+        }
+        let Plan { stage, switch, settle } = plan;
+        for script in stage.iter().chain(&switch) {
+            self.commit(script).await?;
+        }
+        if let Some(script) = settle {
+            self.unsettled = Some(Unsettled { script, since: Instant::now() });
+            let wake = self.wake.clone();
+            tokio::spawn(async move {
+                sleep(SETTLE_AFTER).await;
+                wake();
+            });
+        }
+        if self.unsettled.as_ref().is_some_and(|unsettled| unsettled.since.elapsed() >= SETTLE_AFTER) {
+            self.settle().await?;
+        }
+        Ok(())
+    }
+
+    async fn settle(&mut self) -> Result<(), NftError> {
+        match self.unsettled.take() {
+            Some(unsettled) => self.commit(&unsettled.script).await,
+            None => Ok(()),
+        }
+    }
+
     /// From any state of the table, or none. Whichever step fails, what guards then goes on to, and is not touched before
     /// something else does.
     async fn replace(&mut self, desired: &L) -> Result<(), NftError> {
         self.fingerprints = Fingerprints::default();
         self.compared = None;
+        self.unsettled = None;
         let [ours, stand_in] = self.nft.exist([L::TABLE, L::STAND_IN]).await?;
         if !ours && !stand_in {
             // Nothing meets it: the node is open now, so the quickest way is the best.

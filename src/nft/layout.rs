@@ -42,19 +42,27 @@ pub trait Layout {
     }
 }
 
-/// The transactions of a change, in order. Empty: nothing is to be done.
+/// The transactions of a change, in order. Without any, nothing is to be done.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Plan {
     /// Adds what nothing refers to yet.
     pub stage: Option<String>,
     /// Changes verdicts, all at once.
     pub switch: Option<String>,
+    /// Changes none, and takes away what the switch could leave: to be run in a quiet moment, or with the next switch that is
+    /// followed by one.
+    pub settle: Option<String>,
 }
 
 impl Plan {
+    /// Settles an earlier change in the same commit: no table is ever left with two of them.
+    pub fn settle_first(&mut self, earlier: &str) {
+        self.switch.get_or_insert_default().insert_str(0, earlier);
+    }
+
     /// The scripts to run, one after the other.
     pub fn scripts(&self) -> impl Iterator<Item = &str> {
-        self.stage.iter().chain(&self.switch).map(String::as_str)
+        [&self.stage, &self.switch, &self.settle].into_iter().flatten().map(String::as_str)
     }
 }
 

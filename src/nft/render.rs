@@ -4,13 +4,13 @@
 //! changes any verdict, edits elements and takes away what is no longer referred to. In a single transaction a packet that
 //! is half-way when the generation flips may follow a new map element into a chain that is still empty for it.
 //!
-//! With every commit that may take something away there is a new verdict cache.
+//! Every commit that may take something away begins a new verdict cache; a third transaction ends the old one, later.
 
 use super::expected::expected;
 use super::layout::{GUARDS, Layout, Plan, Replacement};
 use super::listing::Contents;
 use super::model::{Addresses, Constant, Guard, Name, Ruleset, View, digit};
-use super::skeleton::{BASE_CHAINS, CACHE, FORWARD, SKELETON};
+use super::skeleton::{BASE_CHAINS, FORWARD, SKELETON, meanwhile, settle};
 use super::{STAND_IN, TABLE};
 use crate::policy::Family;
 use std::fmt::Write;
@@ -63,13 +63,14 @@ pub fn plan(old: &Ruleset, new: &Ruleset) -> Plan {
     switch.leave_groups(old, new);
     switch.change_guards(old, new);
     switch.remove_all(old, new);
-    if !switch.text.is_empty() {
-        switch.renew_cache();
+    let settle = (!switch.text.is_empty()).then(settle);
+    if settle.is_some() {
+        switch.text.push_str(&meanwhile());
     }
     // What is remembered stays true when groups get more members: rules only ever accept.
     switch.join_groups(old, new);
     let unless_empty = |script: Script| Some(script.text).filter(|text| !text.is_empty());
-    Plan { stage: unless_empty(stage), switch: unless_empty(switch) }
+    Plan { stage: unless_empty(stage), switch: unless_empty(switch), settle }
 }
 
 impl Layout for Ruleset {
@@ -112,15 +113,6 @@ impl Script {
         self.line(format_args!("delete table {TABLE}"));
         self.text.push_str(SKELETON);
         self.add_all(&Ruleset::default(), ruleset);
-    }
-
-    /// Forgets all verdicts: a new cache takes the place and the name of the old one.
-    fn renew_cache(&mut self) {
-        self.line(format_args!("flush chain {TABLE} forward"));
-        for set in CACHE {
-            self.line(format_args!("delete set {TABLE} {set}"));
-        }
-        self.text.push_str(FORWARD);
     }
 
     /// Adds constants and group sets that are new: first what others refer to.
@@ -283,21 +275,21 @@ mod tests {
     }
 
     #[test]
-    fn what_may_take_something_away_makes_the_cache_anew_in_the_same_commit() {
+    fn what_may_take_something_away_begins_a_new_cache_in_the_same_commit() {
         let (a, b, c) = ("10.0.0.1", "10.0.0.2", "fd00::3");
         let old = ruleset(&[a], 80, &[b, c]);
         for (what, new, anew) in [
-            ("a member comes", ruleset(&[a], 80, &[b, c, "10.0.0.4"]), 0),
-            ("a member goes", ruleset(&[a], 80, &[b]), 1),
-            ("one goes, one comes", ruleset(&[a], 80, &[b, "fd00::4"]), 1),
-            ("another port", ruleset(&[a], 81, &[b, c]), 1),
-            ("a guard comes", ruleset(&[a, b], 80, &[b, c]), 1),
-            ("a guard goes", ruleset(&[], 80, &[b, c]), 1),
+            ("a member comes", ruleset(&[a], 80, &[b, c, "10.0.0.4"]), false),
+            ("a member goes", ruleset(&[a], 80, &[b]), true),
+            ("one goes, one comes", ruleset(&[a], 80, &[b, "fd00::4"]), true),
+            ("another port", ruleset(&[a], 81, &[b, c]), true),
+            ("a guard comes", ruleset(&[a, b], 80, &[b, c]), true),
+            ("a guard goes", ruleset(&[], 80, &[b, c]), true),
         ] {
-            let Plan { stage, switch } = plan(&old, &new);
+            let Plan { stage, switch, settle } = plan(&old, &new);
             let (stage, switch) = (stage.unwrap_or_default(), switch.unwrap());
-            assert_eq!(switch.matches(FORWARD).count(), anew, "{what}: {switch}");
-            assert_eq!(switch.matches("delete set inet ringfence accepted_").count(), 2 * anew, "{what}: {switch}");
+            assert_eq!(switch.contains(&meanwhile()), anew, "{what}: {switch}");
+            assert_eq!(settle.is_some(), anew, "{what}: {settle:?}");
             assert!(!stage.contains("forward") && !stage.contains("accepted_"), "{what}: {stage}");
         }
     }
@@ -317,7 +309,7 @@ mod tests {
     #[test]
     fn base_chains_of_every_layout_are_empty_before_their_table_goes() {
         let Replacement { replace, .. } = replacement(&Ruleset::default());
-        for chain in ["forward", "egress_to_node", "egress", "ingress"] {
+        for chain in ["forward", "forward_meanwhile", "egress_to_node", "egress", "ingress"] {
             assert!(replace[0].contains(&format!("flush chain {TABLE} {chain}\n")));
             assert!(replace[3].contains(&format!("flush chain {STAND_IN} {chain}\n")));
         }

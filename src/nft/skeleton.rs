@@ -1,5 +1,7 @@
 //! The part of the table that never varies: base chains, maps, the verdict cache, and what always works or never does.
 
+use super::TABLE;
+
 /// Where ingress ends that no rule allowed.
 pub const DENIED_INGRESS: &str = "denied_ingress";
 /// Where egress ends that no rule allowed.
@@ -8,7 +10,7 @@ pub const DENIED_EGRESS: &str = "denied_egress";
 pub const NO_TUPLE: &str = "no_tuple";
 
 /// Where packets come in, in this layout and in earlier ones.
-pub const BASE_CHAINS: [&str; 4] = ["forward", "egress_to_node", "egress", "ingress"];
+pub const BASE_CHAINS: [&str; 5] = ["forward", MEANWHILE, "egress_to_node", "egress", "ingress"];
 
 /// Creates the table, in which nobody is guarded. [`FORWARD`] comes with the guards.
 ///
@@ -93,6 +95,9 @@ table inet ringfence {
 }
 ";
 
+/// Judges beside `forward`, with a cache of its own, until that one's has been made anew: see [`meanwhile`].
+pub const MEANWHILE: &str = "forward_meanwhile";
+
 /// The verdict cache, by family.
 pub const CACHE: [&str; 2] = ["accepted_4", "accepted_6"];
 
@@ -101,8 +106,8 @@ pub const CACHE: [&str; 2] = ["accepted_4", "accepted_6"];
 /// Whether a packet passes depends on the rules and on its connection's addresses, protocol and destination port, and on
 /// nothing else. So what both directions accepted is remembered by these, and costs one lookup from then on.
 ///
-/// - It holds for as long as no rule, member or guard changes but for more members: every other commit makes this anew.
-///   An emptied set would not do, as a packet under way may add to it what only the old rules accept. Packets have the
+/// - It holds for as long as no rule, member or guard changes but for more members: every other commit begins a new one,
+///   in [`meanwhile`]. An emptied set would not do, as a packet under way may add to it what only the old rules accept. Packets have the
 ///   rules of the base chain, and so its set, from beginning to end. A chain they jump to may be two commits ahead: none
 ///   of those refers to the cache.
 /// - What depends on more is not remembered: ICMP has types in place of ports, and a client of DHCP is known by its source
@@ -131,6 +136,29 @@ table inet ringfence {
 }
 ";
 
+/// What begins a new cache and takes nothing away: a second [`FORWARD`] beside the first. What the first one still remembers,
+/// this one judges, and a packet needs both.
+///
+/// After a commit that takes something away nft ends some ten milliseconds later, and nothing else can be committed until
+/// then: the kernel lets it go when no packet can be using any of that. So there is [`settle`] for a quieter moment.
+pub fn meanwhile() -> String {
+    FORWARD.replace("chain forward", &format!("chain {MEANWHILE}")).replace("accepted_", "accepted_meanwhile_")
+}
+
+/// A new cache for `forward`, which from then on judges alone.
+pub fn settle() -> String {
+    let mut script = format!("flush chain {TABLE} forward\n");
+    for set in CACHE {
+        script += &format!("delete set {TABLE} {set}\n");
+    }
+    script += FORWARD;
+    script += &format!("flush chain {TABLE} {MEANWHILE}\ndelete chain {TABLE} {MEANWHILE}\n");
+    for set in CACHE {
+        script += &format!("delete set {TABLE} {}\n", set.replace("accepted_", "accepted_meanwhile_"));
+    }
+    script
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -142,5 +170,11 @@ mod tests {
             assert_eq!(FORWARD.matches(&format!("@{set}")).count(), 2, "one looks it up, one adds to it");
         }
         assert_eq!(FORWARD.matches("chain ").count(), 1);
+    }
+
+    #[test]
+    fn what_judges_meanwhile_shares_no_cache() {
+        assert_eq!(meanwhile().matches("accepted_").count(), meanwhile().matches("accepted_meanwhile_").count());
+        assert!(!meanwhile().contains("chain forward {"));
     }
 }

@@ -15,6 +15,7 @@ use std::time::Duration;
 pub struct Bench {
     pub topology: Topology,
     pub ruleset: Ruleset,
+    unsettled: Option<String>,
 }
 
 impl Bench {
@@ -22,10 +23,11 @@ impl Bench {
     pub fn new(network: Network) -> Self {
         let topology = Topology::new(network, 3);
         topology.node.netns.apply([nft::full(&Ruleset::default()).as_str()]);
-        Self { topology, ruleset: Ruleset::default() }
+        Self { topology, ruleset: Ruleset::default(), unsettled: None }
     }
 
-    /// Guards these pods, each with these rules, and no others; `app` are the pods of group app. A difference, as in use.
+    /// Guards these pods, each with these rules, and no others; `app` are the pods of group app. A difference, as in use
+    /// when changes come quickly: what can wait comes with the next one, or with [`settle`](Self::settle).
     pub fn guard(&mut self, guards: &[(usize, &Group)], app: &[usize]) {
         let profiles: Vec<_> =
             guards.iter().map(|(pod, group)| (*pod, nft::compile(&interface((*group).clone())))).collect();
@@ -35,8 +37,19 @@ impl Bench {
         let app: BTreeSet<IpAddr> = app.iter().flat_map(|pod| self.topology.pods[*pod].addresses.clone()).collect();
         let app = Arc::new(app);
         let next = Ruleset::new(guarded, |group| if *group == name("app") { app.clone() } else { Arc::default() });
-        self.topology.node.netns.apply(nft::plan(&self.ruleset, &next).scripts());
+        let mut plan = nft::plan(&self.ruleset, &next);
+        let settle = plan.settle.take();
+        if settle.is_some() {
+            self.unsettled.take().iter().for_each(|earlier| plan.settle_first(earlier));
+            self.unsettled = settle;
+        }
+        self.topology.node.netns.apply(plan.scripts());
         self.ruleset = next;
+    }
+
+    /// Runs what the last change has left for a quiet moment.
+    pub fn settle(&mut self) {
+        self.topology.node.netns.apply(self.unsettled.take().as_deref());
     }
 
     pub fn pod(&self, pod: usize) -> &Host {

@@ -62,6 +62,7 @@ fn s4_what_is_remembered_stops_at_the_commit_in_both_directions() {
         let without = Group { ingress: vec![neighbour], egress: open };
         for member_goes in [true, false] {
             bench.guard(&[(1, &with)], &[0]);
+            bench.settle();
             let flow = {
                 let socket = |pod: usize, port| traffic::udp(bench.pod(pod), bench.pod(pod).v4(), port);
                 Flow::start(socket(0, 7001), socket(1, 7000), Expect::All)
@@ -92,11 +93,14 @@ fn s4_what_is_remembered_stops_at_the_commit_in_both_directions() {
                 true => bench.guard(&[(1, &with)], &[2]),
                 false => bench.guard(&[(1, &without)], &[0]),
             }
-            for connection in &mut connections {
-                assert_eq!(connection.passes(&mut wire), (false, false), "member: {member_goes}");
-            }
-            for probe in &packets {
-                assert!(!wire.passes(*probe), "after: {probe:?}, member: {member_goes}");
+            for settled in [false, true] {
+                for connection in &mut connections {
+                    assert_eq!(connection.passes(&mut wire), (false, false), "{member_goes}, {settled}");
+                }
+                for probe in &packets {
+                    assert!(!wire.passes(*probe), "after: {probe:?}, member: {member_goes}, settled: {settled}");
+                }
+                bench.settle();
             }
             assert_eq!(all_remembered(&bench), [false; 6]);
             let carried = flow.stop();
@@ -117,6 +121,7 @@ fn what_one_direction_accepts_is_not_remembered() {
     let (out, inwards, closed) = (allow_out(all.clone()), allow_in(all.clone()), Group::default());
     for (client, server, expected) in [(&out, &closed, false), (&closed, &inwards, false), (&out, &inwards, true)] {
         bench.guard(&[(0, client), (1, server)], &[]);
+        bench.settle();
         for ends in bench.both(0, 1) {
             for (protocol, kind) in
                 [(TCP, Kind::Tcp(20_000, 8000)), (UDP, Kind::Udp(20_000, 8000)), (SCTP, Kind::Sctp(20_000, 8000))]
@@ -143,6 +148,7 @@ fn what_the_key_does_not_tell_apart_is_not_remembered() {
     // A number of ICMP is no port, and an error about a connection no connection.
     let echo = allow_in([rule(Traffic::Icmp(IcmpMatch::Both), anyone())]);
     bench.guard(&[(1, &echo)], &[]);
+    bench.settle();
     for (client, server) in bench.both(0, 1) {
         assert!(wire.passes(Probe::new(client, server, Kind::Icmp(wire::echo(client), 7))));
     }
@@ -150,6 +156,7 @@ fn what_the_key_does_not_tell_apart_is_not_remembered() {
 
     // DHCP is let out by its source port too.
     bench.guard(&[(0, &Group::default())], &[]);
+    bench.settle();
     for (client, port, server) in [(4, 67, 68), (6, 547, 546)] {
         let ends = bench.both(0, 2)[usize::from(client == 6)];
         let asks = |from| Probe::new(ends.0, ends.1, Kind::Udp(from, port));
@@ -179,6 +186,7 @@ fn s4_the_middle_of_a_connection_does_not_pass_for_one_that_is_remembered() {
     bench.topology.pin_neighbours();
     let mut wire = Wire::new(&bench.topology);
     bench.guard(&[(1, &allow_in([tcp(8000, anyone()), sctp(8000, anyone())]))], &[]);
+    bench.settle();
     for ends in bench.both(0, 1) {
         for (protocol, whole, middle) in [
             (TCP, Kind::Tcp(20_000, 8000), Kind::TcpMiddle(20_001, 8000)),
@@ -201,6 +209,7 @@ fn with_a_full_cache_verdicts_are_the_same() {
     let mut wire = Wire::new(&bench.topology);
     let group = Group { ingress: vec![tcp(8000, app()), udp(8000, app())], egress: vec![] };
     bench.guard(&[(1, &group)], &[0]);
+    bench.settle();
     table::fill_cache(&bench.topology.node.netns);
     let mut verdicts = |bench: &Bench| {
         let mut passed = Vec::new();
@@ -220,6 +229,7 @@ fn with_a_full_cache_verdicts_are_the_same() {
     // An element more or less makes no difference to a new one.
     bench.guard(&[(1, &group)], &[0, 1]);
     bench.guard(&[(1, &group)], &[0]);
+    bench.settle();
     assert!(verdicts(&bench), "there is room again");
 }
 
@@ -340,6 +350,9 @@ fn s4_nothing_is_remembered_beyond_the_commit_that_forbids_it() {
                 0 => bench.guard(&[(1, &with)], &[2]),
                 1 => bench.guard(&[(1, &closed)], &[2]),
                 _ => bench.guard(&[(0, &closed), (1, &with)], &[0, 2]),
+            }
+            if round % 2 == 0 {
+                bench.settle();
             }
             // What is sent from here on is sent after the commit.
             flood.order(Order::End(forbidden));

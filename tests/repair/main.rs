@@ -292,6 +292,30 @@ fn what_others_put_into_the_cache_goes_with_the_next_commit() {
 }
 
 #[test]
+fn what_changes_leave_goes_when_they_are_through() {
+    if !lab::ready() {
+        return;
+    }
+    let scene = Scene::new();
+    Agent::on(scene.node(), Setup::default(), &scene.ruleset, |agent| {
+        let (allowed, denied) = scene.flows();
+        let changes = [80, 81, 82, 83].map(|port| scene.with_port(port));
+        for change in &changes {
+            agent.desire(change, "a change", done);
+        }
+        let deadline = Instant::now() + PATIENCE;
+        while table::names(&scene.read()).contains(nft::skeleton::MEANWHILE) {
+            assert!(Instant::now() < deadline, "it stays");
+        }
+        table::assert_same(&scene.read(), &table::from_nothing(&changes[3]), "when all is quiet");
+        assert_eq!(agent.rounds().1, []);
+        assert_eq!(denied.stop().received, 0);
+        let allowed = allowed.stop();
+        assert!(allowed.lost == 0 && allowed.received > 0, "{allowed:?}");
+    });
+}
+
+#[test]
 fn what_was_lost_is_compared() {
     if !lab::ready() {
         return;

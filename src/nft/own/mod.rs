@@ -172,7 +172,7 @@ impl Layout for Watched {
     }
 
     fn plan(&self, next: &Self) -> Plan {
-        Plan { stage: None, switch: plan(&self.devices, &next.devices) }
+        Plan { switch: plan(&self.devices, &next.devices), ..Plan::default() }
     }
 
     fn replacement(&self) -> Replacement {
