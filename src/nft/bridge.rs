@@ -103,7 +103,7 @@ impl Layout for Closed {
             elements(&mut script, "delete", set, before.difference(after));
             elements(&mut script, "add", set, after.difference(before));
         }
-        Plan { stage: None, switch: Some(script).filter(|script| !script.is_empty()) }
+        Plan { switch: Some(script).filter(|script| !script.is_empty()), ..Plan::default() }
     }
 
     /// With a copy that stands in, as a frame that meets a base chain while it is replaced may find it empty.
