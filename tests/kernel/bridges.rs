@@ -112,7 +112,7 @@ fn s13_at_every_instant() {
     node.apply([some.full().as_str()]);
     let edits = |flows: &[Flow]| {
         let (started, mut rounds) = (Instant::now(), 0);
-        while rounds < 40 || flows.iter().any(|flow| flow.carried().sent < 2_000) {
+        while rounds < 12 || flows.iter().any(|flow| flow.carried().sent < 2_000) {
             node.apply(some.plan(&more).scripts());
             node.apply(more.replacement().scripts());
             node.apply(more.plan(&some).scripts());
