@@ -85,6 +85,8 @@ migrate() {
 	source "$folder/plan"
 	[[ -z $bridge ]] || fail "guest $name is on bridge $bridge"
 	[[ $node != "$from" ]] || fail "guest $name is on $node"
+	# Each process keeps the file of its number to itself.
+	mv "$folder/pid" "$folder/pid.leaving"
 	boot "$node" "$name" -incoming "unix:$folder/memory"
 	echo "migrate unix:$folder/memory" >"$folder/$from.in"
 	exec {monitor}<"$folder/$node.out"
@@ -95,7 +97,7 @@ migrate() {
 	kill -KILL "$pid"
 	while [[ -d /proc/$pid ]]; do sleep 0.02; done
 	unplug_guest "$from" "tap-$name"
-	rm -f "$folder/$from.in" "$folder/$from.out" "$folder/memory"
+	rm -f "$folder/$from.in" "$folder/$from.out" "$folder/memory" "$folder/pid.leaving"
 	lead_to "$node"
 }
 
@@ -189,10 +191,10 @@ unplug_guest() {
 	) 9>"$state/guests/$node.lock"
 }
 
-# guest_pid NAME prints the number of its process, if that is alive.
+# guest_pid NAME [FILE] prints the number of its process, if that is alive.
 guest_pid() {
 	local pid
-	pid=$(cat "$state/guests/$1/pid" 2>/dev/null) || return 1
+	pid=$(cat "$state/guests/$1/${2:-pid}" 2>/dev/null) || return 1
 	# The number may belong to somebody else by now.
 	grep -qzF "$state/guests/$1/" "/proc/$pid/cmdline" 2>/dev/null || return 1
 	echo "$pid"
@@ -202,7 +204,7 @@ stop() {
 	local name=$1 pid bridge mac bare inner routers outer
 	[[ -d $state/guests/$name ]] || fail "no guest $name"
 	# Nothing in it is worth an orderly end.
-	while pid=$(guest_pid "$name"); do
+	while pid=$(guest_pid "$name" || guest_pid "$name" pid.leaving); do
 		kill -KILL "$pid" 2>/dev/null || true
 		sleep 0.02
 	done
