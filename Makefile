@@ -7,7 +7,7 @@ export CNI
 cluster := $(or $(RINGFENCE_CLUSTER_DIR),$(CURDIR)/target/cluster)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test unit lint crds manifests image install bench-datapath bench-latency soak docs-test sbom deny cluster cluster-delete
+.PHONY: help demo test unit lint crds manifests image install bench-datapath bench-denied bench-latency soak docs-test sbom deny cluster cluster-delete
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' Makefile | column -t -s '|'
@@ -24,6 +24,9 @@ unit: ## unit and kernel tests, without a cluster (root)
 # Built like the tests: what is measured is the kernel's work.
 bench-datapath: ## packets and connections through a guarded pod, against `established accept` (root)
 	BENCH_DATE=$$(date -u +%FT%TZ) cargo bench --locked --profile dev --bench datapath
+
+bench-denied: ## what it costs that the kernel tells of denied packets (root)
+	cargo bench --locked --profile dev --bench denied
 
 lint: ## format and lints
 	cargo fmt --all --check

@@ -11,6 +11,7 @@ pub mod controller;
 pub mod index;
 mod kubevirt;
 pub mod nft;
+pub mod observe;
 pub mod policy;
 pub mod runtime;
 pub mod uninstall;

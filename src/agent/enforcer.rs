@@ -5,17 +5,20 @@ use super::announce::Announcer;
 use super::attachments::Settled;
 use super::check::find_refused;
 use super::data_path;
-use super::kernel::Kernel;
+use super::kernel::{Damage, Kernel};
 use super::metrics::Metrics;
+use super::published::{Examiner, Published};
 use super::remotes::Remotes;
 use super::report::Reporter;
 use super::state::{Desired, Revision};
 use crate::api::conditions::listed;
 use crate::nft::Ruleset;
 use crate::nft::exec::NftError;
+use crate::observe::{Change, Table};
 use crate::policy::NamespacedName;
 use crate::runtime::coalesce::Reason;
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::sync::watch;
 
@@ -29,6 +32,9 @@ pub struct Enforcer {
     kernel: Kernel<Ruleset>,
     /// Who waits at the gate is told here.
     settled: watch::Sender<Settled>,
+    /// Who wants to know what is in force is told here.
+    published: watch::Sender<Published>,
+    examiner: Examiner,
     /// Nothing was committed yet by this agent: what another one left is in force, and members of groups are missing here.
     first: bool,
     /// The revisions last known to be good, which outlive a failure.
@@ -44,13 +50,38 @@ impl Enforcer {
         metrics: Metrics,
         announcer: Announcer,
         kernel: Kernel<Ruleset>,
-        settled: watch::Sender<Settled>,
+        (settled, published, examiner): (watch::Sender<Settled>, watch::Sender<Published>, Examiner),
     ) -> Self {
-        Self { state, remotes, reporter, metrics, announcer, kernel, settled, first: true, good: BTreeMap::new() }
+        Self {
+            state,
+            remotes,
+            reporter,
+            metrics,
+            announcer,
+            kernel,
+            settled,
+            published,
+            examiner,
+            first: true,
+            good: BTreeMap::new(),
+        }
     }
 
-    /// One round: from the state as it is now to a commit and a report of it.
+    /// One round: from the state as it is now to a commit and a report of it. Who asked for a look at the table is told what
+    /// was seen.
     pub async fn run(&mut self, reason: Reason) -> Result<(), NftError> {
+        let asked = self.examiner.take();
+        let outcome = self.round(reason, reason == Reason::Periodic || !asked.is_empty()).await;
+        let table = match &outcome {
+            Ok(None) => Table::Same,
+            Ok(Some(damage)) => Table::Repaired(damage.to_string()),
+            Err(error) => Table::Unknown(error.to_string()),
+        };
+        asked.into_iter().for_each(|asked| drop(asked.send(table.clone())));
+        outcome.map(drop)
+    }
+
+    async fn round(&mut self, reason: Reason, compare: bool) -> Result<Option<Damage>, NftError> {
         let mut desired = self.state.lock().desired();
         while !self.remotes.know(&desired.remotes) {
             self.remotes.need(&desired.remotes, self.first).await;
@@ -60,7 +91,6 @@ impl Enforcer {
             }
         }
         let started = Instant::now();
-        let compare = reason == Reason::Periodic;
         let outcome = match self.kernel.enforce(desired.ruleset.clone(), compare).await {
             // Only the kernel's own "no" is about what was asked; all else is about the moment.
             Err(NftError::Refused(message)) if reason == Reason::Retry => {
@@ -72,7 +102,9 @@ impl Enforcer {
             outcome => outcome,
         };
         self.metrics.committed(started.elapsed(), &outcome, &desired.ruleset);
-        if let Some(damage) = outcome? {
+        let damage = outcome?;
+        self.publish(&mut desired, damage.as_ref());
+        if let Some(damage) = damage.clone() {
             self.announcer.repaired(damage);
         }
         self.trace(&desired, started.elapsed());
@@ -83,7 +115,16 @@ impl Enforcer {
         let bridges_are_closed = self.state.lock().bridges_are_closed;
         self.reporter.report(desired.report, data_path::problems(addresses, bridges_are_closed));
         self.good = desired.revisions;
-        Ok(())
+        Ok(damage)
+    }
+
+    fn publish(&self, desired: &mut Desired, damage: Option<&Damage>) {
+        let committed = Arc::new(std::mem::take(&mut desired.committed));
+        let change = damage.map(|damage| Change { what: damage.to_string(), repaired: jiff::Timestamp::now() });
+        self.published.send_modify(|published| {
+            published.committed = committed;
+            published.last_change = change.or(published.last_change.take());
+        });
     }
 
     /// Says why there was something to commit, as far as it is rules.

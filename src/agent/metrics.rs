@@ -4,6 +4,7 @@ use super::kernel::Damage;
 use crate::nft::Ruleset;
 use crate::nft::exec::NftError;
 use crate::nft::model::Constant;
+use crate::policy::Direction;
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{DescriptorEncoder, EncodeLabelSet, EncodeLabelValue, EncodeMetric};
 use prometheus_client::metrics::counter::Counter;
@@ -25,6 +26,8 @@ pub struct Metrics {
     repairs: Family<RepairLabels, Counter>,
     dropped: Family<DropLabels, Counter>,
     spoofed: Counter,
+    denied: Family<DeniedLabels, Counter>,
+    denials_lost: Counter,
     gate_waits: Histogram,
     gate_timeouts: Counter,
 }
@@ -44,6 +47,12 @@ enum RepairReason {
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct DropLabels {
     direction: Dropped,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct DeniedLabels {
+    direction: Dropped,
+    namespace: String,
 }
 
 /// Why the kernel dropped packets of guarded addresses.
@@ -72,6 +81,8 @@ impl Metrics {
             repairs: Family::default(),
             dropped: Family::default(),
             spoofed: Counter::default(),
+            denied: Family::default(),
+            denials_lost: Counter::default(),
             // From 4 ms to 65 s: the longest patience is a minute.
             gate_waits: Histogram::new(exponential_buckets(0.004, 2.0, 15)),
             gate_timeouts: Counter::default(),
@@ -98,6 +109,19 @@ impl Metrics {
             "dropped_packets",
             "Packets of guarded addresses that no rule allows in that direction, or that belong to no connection",
             metrics.dropped.clone(),
+        );
+        for direction in [Dropped::ingress, Dropped::egress] {
+            drop(metrics.denied.get_or_create(&DeniedLabels { direction, namespace: String::new() }));
+        }
+        registry.register(
+            "denied_connections",
+            "Connections that an end in this namespace denied, each once in ten seconds at most; of none where that is not known",
+            metrics.denied.clone(),
+        );
+        registry.register(
+            "denials_lost",
+            "Denied packets that the kernel could not tell of as fast as they came, beyond the rate it was asked for",
+            metrics.denials_lost.clone(),
         );
         registry.register(
             "spoofed_packets",
@@ -154,6 +178,27 @@ impl Metrics {
     /// Counts packets that the kernel dropped for want of a rule.
     pub fn dropped(&self, direction: Dropped, packets: u64) {
         self.dropped.get_or_create(&DropLabels { direction }).inc_by(packets);
+    }
+
+    /// Counts a connection that was told of.
+    pub fn denied(&self, direction: Direction, namespace: &str) {
+        let direction = match direction {
+            Direction::Ingress => Dropped::ingress,
+            Direction::Egress => Dropped::egress,
+        };
+        self.denied.get_or_create(&DeniedLabels { direction, namespace: namespace.to_owned() }).inc();
+    }
+
+    /// Forgets a namespace in which nobody is guarded here any more.
+    pub fn forget_denied(&self, namespace: &str) {
+        for direction in [Dropped::ingress, Dropped::egress] {
+            self.denied.remove(&DeniedLabels { direction, namespace: namespace.to_owned() });
+        }
+    }
+
+    /// Counts packets of which nothing is known.
+    pub fn denials_lost(&self, packets: u64) {
+        self.denials_lost.inc_by(packets);
     }
 
     /// Counts packets that pods had no right to send.

@@ -7,8 +7,10 @@ mod announce;
 pub mod attachments;
 mod bridges;
 mod check;
+mod committed;
 pub(crate) mod data_path;
 mod declared;
+mod denials;
 mod devices;
 mod drops;
 mod enforcer;
@@ -19,7 +21,9 @@ mod metrics;
 mod namespaces;
 pub(crate) mod networks;
 mod notices;
+mod observer;
 mod own_addresses;
+mod published;
 mod remotes;
 pub(crate) mod report;
 mod routes;
@@ -42,6 +46,7 @@ use crate::runtime::{Shutdown, chain};
 use announce::Announcer;
 use anyhow::Context;
 use attachments::{Attachments, Settled};
+use denials::Denials;
 use enforcer::Enforcer;
 use extra_addresses::Allowances;
 use k8s_openapi::api::core::v1::{Namespace, Node, Pod};
@@ -51,7 +56,9 @@ use kube::{Api, Client};
 use metrics::Metrics;
 use namespaces::AllowanceSink;
 use notices::Notices;
+use observer::Observer;
 use own_addresses::{AntiSpoofing, OwnAddresses, Said, Told};
+use published::{Examiner, Published};
 use remotes::Remotes;
 use report::Reporter;
 use state::{Gate, State};
@@ -76,6 +83,12 @@ pub struct Args {
     /// and repaired at once; this is for what was not noticed.
     #[arg(long, default_value_t = 60, value_parser = clap::value_parser!(u64).range(1..))]
     pub compare_every: u64,
+    /// Where to answer kubectl sg: an address of loopback, which is reached through the API server.
+    #[arg(long, default_value = "127.0.0.1:9182", value_parser = on_loopback)]
+    pub observe: SocketAddr,
+    /// How denied connections are told of.
+    #[command(flatten)]
+    pub denied: denials::Args,
     #[command(flatten)]
     anti_spoofing: AntiSpoofing,
     /// How new pods are made to wait.
@@ -115,7 +128,7 @@ impl Shared {
 
 /// Runs until shutdown.
 pub async fn run(args: Args, client: Client, shutdown: Shutdown) -> anyhow::Result<()> {
-    let Args { node_name, listen, compare_every, anti_spoofing, gate, remove } = args;
+    let Args { node_name, listen, compare_every, observe, denied, anti_spoofing, gate, remove } = args;
     let places = gate::Places::from(gate);
     let readiness = Readiness::default();
     let mut registry = prometheus_client::registry::Registry::with_prefix("ringfence_agent");
@@ -144,6 +157,11 @@ pub async fn run(args: Args, client: Client, shutdown: Shutdown) -> anyhow::Resu
     let announcer = Announcer::start(client.clone(), &node, metrics.clone(), shutdown.clone());
     let monitor = Monitor::open().context("cannot listen to changes of tables")?;
     state.lock().allowances = Allowances::new(anti_spoofing.widest);
+    let (published, in_force) = channel(Published::default());
+    let examiner = Examiner::new(dirty.clone());
+    let denials = tell_of_denied(&denied, &node_name, (&state, &in_force), &metrics, &shutdown).await;
+    let observer = Observer::new(&node_name, denials, in_force, examiner.clone());
+    tokio::spawn(observer.listen(observe, shutdown.clone()));
 
     let watches = Watches::new::<SecurityGroup>(client.clone(), timeline);
     let synced = Readiness::default();
@@ -209,7 +227,8 @@ pub async fn run(args: Args, client: Client, shutdown: Shutdown) -> anyhow::Resu
     // Nobody is sent to a gate at which nobody could be let in yet.
     let mut first_commit = Some(gate::keep(places, state.clone(), dirty.clone(), announcer.clone(), shutdown.clone()));
     tokio::spawn(drops::follow(Nft::default(), metrics.clone(), shutdown.clone()));
-    let mut enforcer = Enforcer::new(state, remotes, reporter, metrics, announcer, kernel, settled);
+    let told = (settled, published, examiner);
+    let mut enforcer = Enforcer::new(state, remotes, reporter, metrics, announcer, kernel, told);
     dirty.notify();
     let enforce = dirty.run(shutdown, async move |reason| {
         enforcer.run(reason).await?;
@@ -224,6 +243,43 @@ pub async fn run(args: Args, client: Client, shutdown: Shutdown) -> anyhow::Resu
         // The rules stay. The next agent starts by replacing them, and can hear again.
         Err(error) = monitor.run() => Err(error).context("cannot listen to changes of tables any more"),
     }
+}
+
+/// Decides whether the kernel is to tell of denied packets, and listens to it if so.
+async fn tell_of_denied(
+    args: &denials::Args,
+    node: &str,
+    (state, in_force): (&Shared, &Receiver<Published>),
+    metrics: &Metrics,
+    shutdown: &Shutdown,
+) -> Denials {
+    let silent = match denials::wanted(&Nft::default(), args.denied_rate).await {
+        Ok(Some(rate)) => {
+            state.lock().told = Some(rate);
+            None
+        }
+        Ok(None) => Some("denied connections are not recorded: deniedConnections.enabled is false".to_owned()),
+        Err(error) => {
+            tracing::warn!(
+                error = chain(&error),
+                "this kernel cannot tell of denied packets; they are dropped all the same"
+            );
+            Some(format!("this node's kernel cannot tell of denied packets: {error}"))
+        }
+    };
+    let listens = silent.is_none();
+    let denials = Denials::new(node, silent);
+    if listens {
+        let known = (state.clone(), in_force.clone());
+        tokio::spawn(denials.clone().run(known, metrics.clone(), args.denied_log, shutdown.clone()));
+    }
+    denials
+}
+
+/// Who talks to whom is not for everybody who can reach the node.
+fn on_loopback(text: &str) -> Result<SocketAddr, String> {
+    let address: SocketAddr = text.parse().map_err(|_| format!("{text:?} is not ADDRESS:PORT"))?;
+    if address.ip().is_loopback() { Ok(address) } else { Err(format!("{} is not of loopback", address.ip())) }
 }
 
 /// Begins when every watch has synced: a table without what pods may use beside their own addresses would cut them off. Returns

@@ -3,6 +3,7 @@
 //! PURE: the same news in any order leads to the same ruleset.
 
 use super::attachments::{Attachments, Settled};
+use super::committed::{Committed, End};
 use super::extra_addresses::{Allowances, Extra};
 use super::networks::PodNetworks;
 use crate::api::conditions::{GATE_READY, Verdict};
@@ -15,6 +16,7 @@ use crate::nft::{Profile, Ruleset, compile};
 use crate::policy::{self, Interface, NamespacedName};
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
+use std::num::NonZeroU32;
 use std::sync::Arc;
 
 /// The rules of a group at one generation.
@@ -83,6 +85,8 @@ pub struct State {
     networks: BTreeMap<NamespacedName, PodNetworks>,
     /// Revisions that the kernel refused.
     pub held_back: BTreeMap<NamespacedName, HeldBack>,
+    /// See [`Ruleset::told`].
+    pub told: Option<NonZeroU32>,
     node_addresses: BTreeSet<IpAddr>,
     /// Of the last round, by the rules they were compiled from. Not by generation: a restored API server counts some anew.
     profiles: BTreeMap<Interface, Arc<Profile>>,
@@ -93,6 +97,8 @@ pub struct State {
 pub struct Desired {
     /// For the kernel.
     pub ruleset: Ruleset,
+    /// The same, for whoever asks what is in force.
+    pub committed: Committed,
     /// The revisions it is made of.
     pub revisions: BTreeMap<NamespacedName, Revision>,
     /// The groups that its rules name and that exist: their slices are needed.
@@ -136,6 +142,7 @@ impl State {
             bridges_are_closed: false,
             networks: BTreeMap::new(),
             held_back: BTreeMap::new(),
+            told: None,
             node_addresses,
             profiles: BTreeMap::new(),
         }
@@ -171,6 +178,7 @@ impl State {
         // Who guards an address; `None` when more than one target claims it.
         let mut guarded: BTreeMap<IpAddr, Option<Arc<Profile>>> = BTreeMap::new();
         let mut extra: BTreeMap<IpAddr, Option<Arc<Profile>>> = BTreeMap::new();
+        let mut ends: BTreeMap<IpAddr, Arc<End>> = BTreeMap::new();
         let mut groups: BTreeMap<NamespacedName, AddressDigest> = BTreeMap::new();
         let mut bindings: BTreeMap<NamespacedName, AddressDigest> = BTreeMap::new();
         let mut given_back = BTreeSet::new();
@@ -198,8 +206,10 @@ impl State {
                 None => given_back.extend(self.attachments.given_back(target)),
                 Some(network) => desired.report.networks.push(self.attachment(target, network)),
             }
-            let (_, profile) =
+            let names = attached.iter().map(|group| (*group).clone()).collect();
+            let (rules, profile) =
                 profiles.entry(attached).or_insert_with_key(|groups| self.profile(groups, &desired.revisions));
+            let end = Arc::new(End { target: Some(target.key()), attached: names, rules: rules.clone() });
             for address in target.claimed() {
                 // Who claims the node's address must not close the node, and what is declared takes nothing from a pod.
                 if self.node_addresses.contains(address) || self.is_a_pods(target, *address) {
@@ -207,6 +217,7 @@ impl State {
                 }
                 let contested = self.index.is_contested(target, *address);
                 guarded.insert(*address, (!contested).then(|| profile.clone()));
+                ends.insert(*address, if contested { End::closed(Some(target.key())) } else { end.clone() });
             }
             for address in self.extra_addresses(target).addresses {
                 // One that targets share is guarded if they are guarded alike.
@@ -214,6 +225,8 @@ impl State {
                 if shared.as_ref().is_some_and(|other| !Arc::ptr_eq(other, profile)) {
                     *shared = None;
                 }
+                let end = if shared.is_some() { end.clone() } else { End::closed(Some(target.key())) };
+                ends.insert(address, end);
             }
         }
         self.profiles = profiles.into_values().collect();
@@ -223,6 +236,7 @@ impl State {
             // passes, whoever still sends from a dying sandbox.
             if self.index.claimants(address).next().is_none() && !self.node_addresses.contains(&address) {
                 guarded.insert(address, None);
+                ends.insert(address, End::closed(None));
             }
         }
 
@@ -243,6 +257,11 @@ impl State {
         let guarded = guarded.iter().map(|(address, profile)| (*address, profile.as_deref().unwrap_or(&closed)));
         // Every remote of every profile is in the map: profiles are made of these revisions.
         desired.ruleset = Ruleset::new(guarded, |group| addresses.get(group).cloned().unwrap_or_default());
+        desired.ruleset.told = self.told;
+        desired.committed.ends = ends;
+        desired.committed.node.clone_from(&self.node_addresses);
+        desired.committed.members.clone_from(&addresses);
+        desired.committed.set_revisions(&desired.revisions);
         desired.remotes = addresses.keys().filter(|group| index.group(group).is_some()).cloned().collect();
         desired.report.groups =
             groups.into_iter().map(|(group, digest)| desired.enforced_group(group, digest)).collect();

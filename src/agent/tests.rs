@@ -100,6 +100,12 @@ fn closed() -> Guard {
 }
 
 fn guards(desired: &Desired) -> Vec<String> {
+    // Who asks what is in force is told of the same.
+    let told = desired.committed.ends.iter().map(|(address, end)| {
+        let guard = Guard { chains: compile(&end.rules).chains[&Family::of(*address)].clone() };
+        (*address, guard)
+    });
+    assert_eq!(told.collect::<BTreeMap<_, _>>(), desired.ruleset.guards);
     desired.ruleset.guards.keys().map(ToString::to_string).collect()
 }
 

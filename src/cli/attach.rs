@@ -30,6 +30,10 @@ pub struct AttachArgs {
     /// Name of the binding; by default made of the groups and the labels.
     #[arg(long, value_name = "NAME")]
     name: Option<String>,
+    /// Secondary networks that the groups are for, by their NetworkAttachmentDefinitions, with commas between them: NAME, or
+    /// NAMESPACE/NAME. By default they are for the network that Kubernetes gives.
+    #[arg(long, value_name = "NETWORKS", value_delimiter = ',')]
+    networks: Vec<String>,
     #[command(flatten)]
     writing: Writing,
     #[command(flatten)]
@@ -53,13 +57,17 @@ pub struct DetachArgs {
 
 /// Attaches.
 pub async fn attach(args: AttachArgs, paint: Paint) -> anyhow::Result<Outcome> {
-    let AttachArgs { groups, to, name, writing, connection } = args;
+    let AttachArgs { groups, to, name, networks, writing, connection } = args;
     let cluster = Cluster::connect(&connection).await?;
     let namespace = cluster.namespace.clone();
     let before = cluster.inventory(Wanted { targets: true, neighbours: false }).await?;
     let target = target(&before, &namespace, &to)?;
     let groups: Vec<String> = groups.iter().map(|g| g.strip_prefix("sg/").unwrap_or(g).to_owned()).collect();
-    let name = name.unwrap_or_else(|| default_name(&groups, &target));
+    ensure!(
+        networks.is_empty() || !matches!(target, Target::NetworkInterfaceSelector(_)),
+        "--networks are those of pods and virtual machines; a nic is one interface of its own"
+    );
+    let name = name.unwrap_or_else(|| default_name(&groups, &target, &networks));
     let key = NamespacedName::new(&namespace, &name);
     let mut notes = before.notes.clone();
     for group in &groups {
@@ -72,7 +80,7 @@ pub async fn attach(args: AttachArgs, paint: Paint) -> anyhow::Result<Outcome> {
         spec: SecurityGroupBindingSpec {
             security_groups: groups.into_iter().map(|name| LocalGroupReference { name }).collect(),
             target,
-            networks: None,
+            networks: Some(networks).filter(|networks| !networks.is_empty()),
         },
         status: None,
     };
@@ -199,8 +207,8 @@ fn target(inventory: &Inventory, namespace: &str, to: &str) -> anyhow::Result<Ta
     of(kind, selector)
 }
 
-/// "db-private-tier-db": of the groups and the labels, as far as a name can say them.
-fn default_name(groups: &[String], target: &Target) -> String {
+/// "db-private-tier-db": of the groups, the labels and the networks, as far as a name can say them.
+fn default_name(groups: &[String], target: &Target, networks: &[String]) -> String {
     let selector = match target {
         Target::PodSelector(selector)
         | Target::VirtualMachineSelector(selector)
@@ -213,6 +221,7 @@ fn default_name(groups: &[String], target: &Target) -> String {
     if words.len() == groups.len() {
         words.push("all".to_owned());
     }
+    words.extend(networks.iter().cloned());
     let fits = |c: char| if c.is_ascii_alphanumeric() { c.to_ascii_lowercase() } else { '-' };
     let name: String = words.join("-").chars().map(fits).take(63).collect();
     name.trim_matches('-').to_owned()
@@ -271,8 +280,11 @@ spec: {nodeName: n1, device: tap0, macAddress: \"52:54:00:00:00:01\", addresses:
     #[test]
     fn a_name_that_kubernetes_takes() {
         let selector = parse("app.kubernetes.io/name=Web,tier in (a)").unwrap();
-        let name = default_name(&["web".into()], &Target::PodSelector(selector));
+        let name = default_name(&["web".into()], &Target::PodSelector(selector.clone()), &[]);
         assert_eq!(name, "web-app-kubernetes-io-name-web-tier");
-        assert_eq!(default_name(&["a".into(), "b".into()], &Target::PodSelector(LabelSelector::default())), "a-b-all");
+        let on = default_name(&["web".into()], &Target::PodSelector(selector), &["shop/storage".into()]);
+        assert_eq!(on, "web-app-kubernetes-io-name-web-tier-shop-storage");
+        let all = Target::PodSelector(LabelSelector::default());
+        assert_eq!(default_name(&["a".into(), "b".into()], &all, &[]), "a-b-all");
     }
 }

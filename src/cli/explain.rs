@@ -1,65 +1,100 @@
 //! `kubectl sg explain`: whether one may connect to another, and which rule says so.
 
-use super::load::{Source, Wanted};
-use super::model::ends::{Asked, Place, l4_text, places, split};
-use super::model::inventory::Inventory;
+use super::agents::{Agents, System};
+use super::explain_many;
+use super::live::{Live, Question, Tried, ask};
+use super::load::{Cluster, Source, Wanted};
+use super::model::ends::{Asked, Place, places, split};
 use super::model::snapshot::Snapshot;
 use super::model::verdicts::{EndVerdict, RuleAt, Scene};
 use super::output::{Answer, Format, Outcome, Paint, Tone, clean};
+use crate::policy::describe::l4_text;
 use crate::policy::{Connection, Direction, L4};
 use anyhow::ensure;
 use serde::Serialize;
 use std::net::IpAddr;
+use std::path::PathBuf;
 
 /// What to explain.
 #[derive(Clone, Debug, clap::Args)]
 pub struct Args {
     /// Who connects: pod/NAME, vm/NAME, nic/NAME, svc/NAME (the pods behind it) or an address. A name may be
     /// NAMESPACE/NAME.
-    from: String,
+    #[arg(required_unless_present = "connections")]
+    from: Option<String>,
     /// To whom: the same, with a port and a protocol if it is not TCP: pod/db-0:3306, svc/dns:53/udp, [fd00::1]:443,
     /// pod/db-0:icmp for a ping, 10.0.0.1:13.0/icmp for a type and code.
-    to: String,
+    #[arg(required_unless_present = "connections")]
+    to: Option<String>,
+    /// Many at once: a file with FROM and TO:PORT on a line each, what is behind a # apart; - for standard input.
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["from", "to", "live"])]
+    connections: Option<PathBuf>,
+    /// Also ask the nodes of both ends what their kernels do, and whether somebody else changed what they hold.
+    #[arg(long, conflicts_with = "offline")]
+    live: bool,
     /// How to print.
     #[arg(short, long, value_enum, default_value_t)]
     output: Format,
     #[command(flatten)]
     source: Source,
+    #[command(flatten)]
+    system: System,
 }
 
 /// Connections that fare alike, for the same reasons.
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
-struct Explanation {
+pub(super) struct Explanation {
     from: Vec<String>,
     to: Vec<String>,
     traffic: String,
-    allowed: bool,
+    pub(super) allowed: bool,
     /// The addresses, pair by pair.
     tried: Vec<(IpAddr, IpAddr)>,
-    egress: EndVerdict,
-    ingress: EndVerdict,
+    pub(super) egress: EndVerdict,
+    pub(super) ingress: EndVerdict,
+    /// The same connections, for their nodes.
+    #[serde(skip)]
+    for_nodes: Vec<Tried>,
+    /// What nodes say, if they were asked.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    live: Option<Vec<Live>>,
 }
 
 /// Explains.
 pub async fn run(args: Args, paint: Paint) -> anyhow::Result<Outcome> {
     let (inventory, namespace) = args.source.load(Wanted { targets: true, neighbours: true }).await?;
-    let explanations = explain(&inventory, &namespace, &args.from, &args.to)?;
+    let index = inventory.index();
+    let snapshot = Snapshot::new(&index);
+    let scene = Scene { inventory: &inventory, index: &index, snapshot: &snapshot };
+    if let Some(file) = &args.connections {
+        let outcome = explain_many::run(&scene, &namespace, &explain_many::read(file)?, args.output, paint)?;
+        return Ok(Outcome { notes: inventory.notes, ..outcome });
+    }
+    let (from, to) = (args.from.unwrap_or_default(), args.to.unwrap_or_default());
+    let mut explanations = explain(&scene, &namespace, &from, &to)?;
+    if args.live {
+        let cluster = Cluster::connect(&args.source.connection).await?;
+        let agents = Agents::find(cluster.client, &args.system).await?;
+        let questions = explanations.iter().map(|e| Question { tried: &e.for_nodes, ends: [&e.egress, &e.ingress] });
+        let answers = ask(&agents, &inventory, &questions.collect::<Vec<_>>()).await;
+        explanations.iter_mut().zip(answers).for_each(|(explanation, live)| explanation.live = Some(live));
+    }
     let text = match args.output.document(&explanations)? {
         Some(text) => text,
         None => explanations.iter().map(|explanation| explanation.render(paint)).collect::<Vec<_>>().join("\n"),
     };
-    let allowed = explanations.iter().all(|explanation| explanation.allowed);
-    Ok(Outcome { text, notes: inventory.notes, answer: if allowed { Answer::Yes } else { Answer::No } })
+    let is_so = |live: &Live| live.agrees == Some(true);
+    let yes = explanations.iter().all(|e| e.allowed && e.live.iter().flatten().all(is_so));
+    Ok(Outcome { text, notes: inventory.notes, answer: if yes { Answer::Yes } else { Answer::No } })
 }
 
-fn explain(inventory: &Inventory, namespace: &str, from: &str, to: &str) -> anyhow::Result<Vec<Explanation>> {
-    let index = inventory.index();
-    let snapshot = Snapshot::new(&index);
-    let scene = Scene { inventory, index: &index, snapshot: &snapshot };
+/// Explains all connections that two ends may mean.
+pub(super) fn explain(scene: &Scene<'_>, namespace: &str, from: &str, to: &str) -> anyhow::Result<Vec<Explanation>> {
+    let Scene { inventory, index, .. } = scene;
     let (end, asked) = split(to)?;
-    let sources = places(inventory, &index, namespace, from, None)?;
-    let destinations = places(inventory, &index, namespace, end, Some(asked))?;
+    let sources = places(inventory, index, namespace, from, None)?;
+    let destinations = places(inventory, index, namespace, end, Some(asked))?;
     let mut explanations: Vec<Explanation> = Vec::new();
     for source in &sources {
         for destination in &destinations {
@@ -67,6 +102,8 @@ fn explain(inventory: &Inventory, namespace: &str, from: &str, to: &str) -> anyh
                 let egress = scene.end(Direction::Egress, &connection, source, destination);
                 let ingress = scene.end(Direction::Ingress, &connection, destination, source);
                 let tried = (connection.source, connection.destination);
+                let node = |place: &Place| index.target(place.target.as_ref()?)?.node.clone();
+                let for_nodes = Tried { connection, nodes: [node(source), node(destination)] };
                 let traffic = l4_text(connection.l4);
                 let alike = |known: &&mut Explanation| {
                     (&known.egress, &known.ingress, &known.traffic) == (&egress, &ingress, &traffic)
@@ -74,6 +111,7 @@ fn explain(inventory: &Inventory, namespace: &str, from: &str, to: &str) -> anyh
                 match explanations.iter_mut().find(alike) {
                     Some(known) => {
                         known.tried.push(tried);
+                        known.for_nodes.push(for_nodes);
                         add(&mut known.from, &source.name);
                         add(&mut known.to, &destination.name);
                     }
@@ -85,6 +123,8 @@ fn explain(inventory: &Inventory, namespace: &str, from: &str, to: &str) -> anyh
                         tried: vec![tried],
                         egress,
                         ingress,
+                        for_nodes: vec![for_nodes],
+                        live: None,
                     }),
                 }
             }
@@ -121,8 +161,31 @@ impl Explanation {
         text += &format!("  {}{more}\n", addresses.join(", "));
         text += &render_end(&self.egress, &format!("out of {from}"), paint);
         text += &render_end(&self.ingress, &format!("into {to}"), paint);
+        if let Some(live) = &self.live {
+            text += &render_live(live, paint);
+        }
         text
     }
+}
+
+fn render_live(live: &[Live], paint: Paint) -> String {
+    if live.is_empty() {
+        return "  no node of the cluster guards either end\n".to_owned();
+    }
+    let mut text = String::new();
+    for Live { node, direction, agrees, says } in live {
+        let side = if *direction == Direction::Egress { "out" } else { "in" };
+        let (word, tone) = match agrees {
+            Some(true) => ("agrees", Tone::Good),
+            Some(false) => ("does NOT agree", Tone::Bad),
+            None => ("cannot say", Tone::Doubtful),
+        };
+        text += &format!("  kernel of {node}, {side}: {}\n", paint.tone(tone, word));
+        for line in says {
+            text += &format!("    {}\n", clean(line));
+        }
+    }
+    text
 }
 
 fn shortened(names: &[String]) -> String {
@@ -170,6 +233,7 @@ fn render_end(end: &EndVerdict, title: &str, paint: Paint) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::cli::model::inventory::Inventory;
     use crate::cli::model::manifests::{bring_to_life, read};
 
     fn inventory() -> Inventory {
@@ -198,8 +262,14 @@ spec: {podSelector: {matchLabels: {tier: db}}}
         inventory
     }
 
+    fn explained(inventory: &Inventory, from: &str, to: &str) -> Vec<Explanation> {
+        let index = inventory.index();
+        let snapshot = Snapshot::new(&index);
+        explain(&Scene { inventory, index: &index, snapshot: &snapshot }, "shop", from, to).unwrap()
+    }
+
     fn text(from: &str, to: &str) -> String {
-        let explanations = explain(&inventory(), "shop", from, to).unwrap();
+        let explanations = explained(&inventory(), from, to);
         explanations.iter().map(|explanation| explanation.render(Paint(false))).collect()
     }
 
@@ -237,7 +307,7 @@ spec: {podSelector: {matchLabels: {tier: db}}}
     fn a_group_that_is_missing_is_named() {
         let mut inventory = inventory();
         inventory.groups.retain(|name, _| name.name != "app-tier");
-        let explanations = explain(&inventory, "shop", "pod/app", "pod/db:3306").unwrap();
+        let explanations = explained(&inventory, "pod/app", "pod/db:3306");
         let text = explanations[0].render(Paint(false));
         assert!(text.contains("of shop/db-private names app-tier, which does not exist"), "{text}");
     }
@@ -251,7 +321,7 @@ spec: {podSelector: {matchLabels: {tier: db}}}
         for pod in inventory.pods.values_mut() {
             pod.spec.get_or_insert_default().node_name = Some("n1".into());
         }
-        let answer = |from| explain(&inventory, "shop", from, "pod/db:9").unwrap()[0].allowed;
+        let answer = |from| explained(&inventory, from, "pod/db:9")[0].allowed;
         assert!(answer("172.30.0.1") && !answer("172.30.0.2"));
     }
 }

@@ -3,17 +3,21 @@
 //! Owns the command line. What is allowed is [`crate::policy`]'s answer and who is selected [`crate::index`]'s; the
 //! parts here that compute are in [`model`], and each command is a thin module around them.
 
+mod agents;
 mod allow;
 mod ask;
 mod attach;
 mod audit;
 mod completion;
 mod diff;
+mod drops;
 mod edit;
 mod effective;
 mod explain;
+mod explain_many;
 mod graph;
 mod list;
+mod live;
 mod load;
 pub mod model;
 mod nodes;
@@ -73,6 +77,8 @@ enum Command {
     Attach(attach::AttachArgs),
     /// Delete a binding, after saying what that opens and cuts.
     Detach(attach::DetachArgs),
+    /// Connections that nodes denied lately, or as they come.
+    Drops(drops::Args),
     /// What each node has in its kernel. Exit code 1 if one cannot enforce.
     Nodes(nodes::Args),
     /// Which groups let which in, as a graph.
@@ -121,6 +127,7 @@ fn run(command: Command, paint: Paint) -> anyhow::Result<Outcome> {
             Command::Revoke(args) => revoke::run(args, paint).await,
             Command::Attach(args) => attach::attach(args, paint).await,
             Command::Detach(args) => attach::detach(args, paint).await,
+            Command::Drops(args) => drops::run(args, paint).await,
             Command::Nodes(args) => nodes::run(args, paint).await,
             Command::Graph(args) => graph::run(args).await,
             Command::Audit(args) => audit::run(args, paint).await,

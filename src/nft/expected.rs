@@ -2,15 +2,16 @@
 
 use super::listing::{Contents, Item};
 use super::model::{Constant, Ruleset, View, digit};
-use super::skeleton::{CACHE, FORWARD, SKELETON};
+use super::skeleton::{CACHE, FORWARD, LOGGED, SKELETON, log};
 use crate::policy::Family;
 use std::net::IpAddr;
 
 /// All of it. Elements are compared as addresses, however nft writes those.
 pub(super) fn expected(ruleset: &Ruleset) -> Contents<'_> {
-    let Ruleset { constants, groups, guards } = ruleset;
-    let mut contents = Contents::of_skeleton(&[SKELETON, FORWARD].concat());
-    for set in CACHE {
+    let Ruleset { constants, groups, guards, told } = ruleset;
+    let log = told.map(log);
+    let mut contents = Contents::of_skeleton(&[SKELETON, FORWARD, log.as_deref().unwrap_or_default()].concat());
+    for set in CACHE.iter().chain(LOGGED.iter().filter(|_| told.is_some())) {
         // What packets put there has the set's own timeout: what would stay for longer is somebody else's.
         contents.add("set", set, Item::with_any_elements(|element| !element.contains(" timeout ")));
     }

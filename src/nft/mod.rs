@@ -1,6 +1,6 @@
 //! From parsed groups to the kernel: compile, compare, render; run `nft`, and hear what becomes of the tables.
 //!
-//! Everything but [`exec`] and [`monitor`] is PURE. The layout, in short: every packet of a connection is judged by the connection's own
+//! Everything but [`exec`], [`monitor`] and [`denied`] is PURE. The layout, in short: every packet of a connection is judged by the connection's own
 //! tuple, so a verdict that changes, changes for both directions at once, and conntrack is never touched.
 //!
 //! - Profiles, port maps and CIDR sets are constants: named by a hash of what they say, shared, never edited in place.
@@ -9,6 +9,7 @@
 
 pub mod bridge;
 pub mod compile;
+pub mod denied;
 pub mod exec;
 mod expected;
 pub mod layout;
@@ -16,6 +17,7 @@ pub mod ledger;
 pub mod listing;
 pub mod model;
 pub mod monitor;
+pub mod nflog;
 pub mod notification;
 pub mod own;
 pub mod render;

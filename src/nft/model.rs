@@ -8,6 +8,7 @@ use std::collections::BTreeSet;
 use std::collections::btree_map::{BTreeMap, Entry};
 use std::fmt;
 use std::net::IpAddr;
+use std::num::NonZeroU32;
 use std::ops::RangeInclusive;
 use std::sync::Arc;
 
@@ -108,6 +109,9 @@ pub struct Ruleset {
     pub groups: BTreeMap<Name, (Family, Addresses)>,
     /// The guarded addresses.
     pub guards: BTreeMap<IpAddr, Guard>,
+    /// Of how many denied packets a second the kernel tells, for each guarded address; `None`: of none. It is for a table as a
+    /// whole: a difference does not change it.
+    pub told: Option<NonZeroU32>,
 }
 
 impl Ruleset {

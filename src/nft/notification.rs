@@ -7,9 +7,9 @@
 use std::fmt;
 
 /// A netlink message begins with its length, its type, flags, a sequence number and a port.
-const HEADER: usize = 16;
+pub(super) const HEADER: usize = 16;
 /// Then comes the family, with a version and an id that say nothing here.
-const FAMILY_HEADER: usize = 4;
+pub(super) const FAMILY_HEADER: usize = 4;
 /// Messages and attributes begin at multiples of this.
 const ALIGNMENT: usize = 4;
 /// The high byte of the type.
@@ -21,7 +21,7 @@ const TRACE: u8 = 17;
 /// The low byte: which generation is this? It is answered like a notification of one.
 const GET_GENERATION: u8 = 16;
 /// Flag of a question.
-const REQUEST: u16 = 1;
+pub(super) const REQUEST: u16 = 1;
 /// The name of the table, whatever the message tells of.
 const TABLE_NAME: u16 = 1;
 const GENERATION_ID: u16 = 1;
@@ -163,7 +163,7 @@ fn notification(message: &[u8]) -> Option<Notification<'_>> {
 }
 
 /// Kinds and values; those behind one that is cut off are left out.
-fn attributes(mut rest: &[u8]) -> impl Iterator<Item = (u16, &[u8])> {
+pub(super) fn attributes(mut rest: &[u8]) -> impl Iterator<Item = (u16, &[u8])> {
     const ATTRIBUTE_HEADER: usize = 4;
     /// The two high bits of a kind say how its value is written.
     const KIND: u16 = 0x3fff;
@@ -175,22 +175,22 @@ fn attributes(mut rest: &[u8]) -> impl Iterator<Item = (u16, &[u8])> {
 }
 
 /// Splits something off that says how long it is, and the padding behind it.
-fn split(bytes: &[u8], header: usize, length: impl Fn(&[u8]) -> Option<usize>) -> Option<(&[u8], &[u8])> {
+pub(super) fn split(bytes: &[u8], header: usize, length: impl Fn(&[u8]) -> Option<usize>) -> Option<(&[u8], &[u8])> {
     let length = length(bytes).filter(|length| *length >= header)?;
     let first = bytes.get(..length)?;
     Some((first, bytes.get(length.next_multiple_of(ALIGNMENT)..).unwrap_or_default()))
 }
 
-fn u16_at(bytes: &[u8], at: usize) -> Option<u16> {
+pub(super) fn u16_at(bytes: &[u8], at: usize) -> Option<u16> {
     Some(u16::from_ne_bytes(bytes.get(at..at + 2)?.try_into().ok()?))
 }
 
-fn u32_at(bytes: &[u8], at: usize) -> Option<u32> {
+pub(super) fn u32_at(bytes: &[u8], at: usize) -> Option<u32> {
     Some(u32::from_ne_bytes(bytes.get(at..at + 4)?.try_into().ok()?))
 }
 
 /// Up to the zero byte that ends it.
-fn text(value: &[u8]) -> &[u8] {
+pub(super) fn text(value: &[u8]) -> &[u8] {
     value.split(|byte| *byte == 0).next().unwrap_or_default()
 }
 

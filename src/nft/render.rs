@@ -10,7 +10,7 @@ use super::expected::expected;
 use super::layout::{GUARDS, Layout, Plan, Replacement};
 use super::listing::Contents;
 use super::model::{Addresses, Constant, Guard, Name, Ruleset, View, digit};
-use super::skeleton::{BASE_CHAINS, FORWARD, SKELETON, meanwhile, settle};
+use super::skeleton::{BASE_CHAINS, FORWARD, SKELETON, log, meanwhile, settle};
 use super::{STAND_IN, TABLE};
 use crate::policy::Family;
 use std::fmt::Write;
@@ -112,6 +112,7 @@ impl Script {
         self.line(format_args!("add table {TABLE}"));
         self.line(format_args!("delete table {TABLE}"));
         self.text.push_str(SKELETON);
+        self.text.extend(ruleset.told.map(log));
         self.add_all(&Ruleset::default(), ruleset);
     }
 

@@ -1,6 +1,7 @@
 //! The part of the table that never varies: base chains, maps, the verdict cache, and what always works or never does.
 
 use super::TABLE;
+use std::num::NonZeroU32;
 
 /// Where ingress ends that no rule allowed.
 pub const DENIED_INGRESS: &str = "denied_ingress";
@@ -12,7 +13,7 @@ pub const NO_TUPLE: &str = "no_tuple";
 /// Where packets come in, in this layout and in earlier ones.
 pub const BASE_CHAINS: [&str; 5] = ["forward", MEANWHILE, "egress_to_node", "egress", "ingress"];
 
-/// Creates the table, in which nobody is guarded. [`FORWARD`] comes with the guards.
+/// Creates the table, in which nobody is guarded. [`FORWARD`] comes with the guards, [`log`] if it is wanted.
 ///
 /// What one direction accepts returns to the base chain, where the other one is judged.
 ///
@@ -48,14 +49,20 @@ table inet ringfence {
 		ct original ip saddr . ct reply ip saddr @self_4 accept
 		ct original ip6 saddr . ct reply ip6 saddr @self_6 accept
 	}
+	chain log_ingress {
+	}
+	chain log_egress {
+	}
 	chain denied_ingress {
 		jump related
+		jump log_ingress
 		counter name denied_ingress drop
 	}
 	chain denied_egress {
 		jump related
 		meta l4proto udp ct original proto-src 68 ct reply proto-src 67 return
 		meta l4proto udp ct original proto-src 546 ct reply proto-src 547 return
+		jump log_egress
 		counter name denied_egress drop
 	}
 
@@ -94,6 +101,53 @@ table inet ringfence {
 	}
 }
 ";
+
+/// Where the kernel tells of what is denied: a group of nflog. Others like low numbers.
+pub const LOG_GROUP: u16 = 24_513;
+/// What it calls a packet that was to come in, in the direction in which its connection began.
+pub const LOG_INGRESS: &str = "ringfence ingress";
+/// Likewise, of one that was to go out.
+pub const LOG_EGRESS: &str = "ringfence egress";
+/// Behind either: the packet goes the other way, from the connection's destination to its source.
+pub const LOG_REPLY: &str = " reply";
+/// For each guarded address, how much of it was told lately.
+pub const LOGGED: [&str; 2] = ["logged_4", "logged_6"];
+
+/// Tells of packets that are denied, of each guarded address so many in a second at most: one that is scanned does not
+/// silence the others.
+///
+/// - A packet that meets none of these rules is dropped like any other. So is one for which there is no room in the set.
+/// - The header says who talks to whom, in one direction or the other: where these chains are, addresses and ports are those of
+///   the connection's own tuple. Which direction it is, conntrack tells, and the prefix passes on. (The tuple itself would come
+///   with the packet only on kernels that were built with `NETFILTER_NETLINK_GLUE_CT`.)
+/// - Packets that are not tracked have no direction; those that come here leave the guarded address.
+/// - Of a packet no more is copied than its headers.
+const LOG: &str = "\
+table inet ringfence {
+	set logged_4 { type ipv4_addr; size 4096; flags dynamic,timeout; timeout 10s; }
+	set logged_6 { type ipv6_addr; size 4096; flags dynamic,timeout; timeout 10s; }
+
+	chain log_ingress {
+		ct direction original update @logged_4 { ct reply ip saddr LIMIT } log prefix \"ringfence ingress\" group 24513 snaplen 128
+		ct direction original update @logged_6 { ct reply ip6 saddr LIMIT } log prefix \"ringfence ingress\" group 24513 snaplen 128
+		ct direction reply update @logged_4 { ct reply ip saddr LIMIT } log prefix \"ringfence ingress reply\" group 24513 snaplen 128
+		ct direction reply update @logged_6 { ct reply ip6 saddr LIMIT } log prefix \"ringfence ingress reply\" group 24513 snaplen 128
+	}
+	chain log_egress {
+		ct direction original update @logged_4 { ct original ip saddr LIMIT } log prefix \"ringfence egress\" group 24513 snaplen 128
+		ct direction original update @logged_6 { ct original ip6 saddr LIMIT } log prefix \"ringfence egress\" group 24513 snaplen 128
+		ct direction reply update @logged_4 { ct original ip saddr LIMIT } log prefix \"ringfence egress reply\" group 24513 snaplen 128
+		ct direction reply update @logged_6 { ct original ip6 saddr LIMIT } log prefix \"ringfence egress reply\" group 24513 snaplen 128
+		ct state untracked update @logged_4 { ip saddr LIMIT } log prefix \"ringfence egress\" group 24513 snaplen 128
+		ct state untracked update @logged_6 { ip6 saddr LIMIT } log prefix \"ringfence egress\" group 24513 snaplen 128
+	}
+}
+";
+
+/// See [`LOG`]; so many packets in a second of each guarded address.
+pub fn log(per_second: NonZeroU32) -> String {
+    LOG.replace("LIMIT", &format!("limit rate {per_second}/second burst {per_second} packets"))
+}
 
 /// Judges beside `forward`, with a cache of its own, until that one's has been made anew: see [`meanwhile`].
 pub const MEANWHILE: &str = "forward_meanwhile";
@@ -170,6 +224,20 @@ mod tests {
             assert_eq!(FORWARD.matches(&format!("@{set}")).count(), 2, "one looks it up, one adds to it");
         }
         assert_eq!(FORWARD.matches("chain ").count(), 1);
+    }
+
+    #[test]
+    fn what_is_told_goes_where_it_is_listened_for_under_the_names_that_are_known() {
+        let text = log(NonZeroU32::new(7).unwrap());
+        let lines: Vec<&str> = text.lines().filter(|line| line.contains(" log ")).collect();
+        let prefixes = [LOG_INGRESS, LOG_EGRESS].map(|prefix| [prefix.to_owned(), format!("{prefix}{LOG_REPLY}")]);
+        for line in &lines {
+            let known = |prefix: &String| line.contains(&format!("log prefix \"{prefix}\" group {LOG_GROUP} "));
+            assert_eq!(prefixes.iter().flatten().filter(|prefix| known(prefix)).count(), 1, "{line}");
+            assert!(line.contains("limit rate 7/second burst 7 packets }"), "{line}");
+            assert_eq!(LOGGED.iter().filter(|set| line.contains(&format!(" update @{set} {{"))).count(), 1, "{line}");
+        }
+        assert_eq!(lines.len(), 10);
     }
 
     #[test]

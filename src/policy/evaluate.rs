@@ -1,12 +1,14 @@
 //! The reference semantics: would this connection be allowed, and by which rule?
 
 use super::{CidrSet, Direction, Family, Group, IcmpMatch, NamespacedName, Remote, Rule, RuleId, Traffic, Transport};
+use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::sync::Arc;
 
 /// A connection as its first packet is seen between DNAT and SNAT (S12): true client, real backend.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
 pub struct Connection {
     /// Who opened it.
     pub source: IpAddr,
@@ -17,7 +19,8 @@ pub struct Connection {
 }
 
 /// What a connection carries, as far as rules can tell.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
 pub enum L4 {
     /// A transport, and the destination port.
     Ports(Transport, u16),
@@ -125,7 +128,8 @@ impl World for Policy {
     }
 }
 
-fn carries(rule: &Rule, family: Family, l4: L4) -> bool {
+/// Whether a rule's traffic is this, between addresses of this family, whoever its remote is.
+pub fn carries(rule: &Rule, family: Family, l4: L4) -> bool {
     match (&rule.traffic, l4) {
         (Traffic::Any, _) => true,
         (Traffic::Ports(transport, ports), L4::Ports(t, port)) => *transport == t && ports.contains(port),

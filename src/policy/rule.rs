@@ -38,7 +38,8 @@ impl FromStr for NamespacedName {
 }
 
 /// Into the interface, or out of it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
 pub enum Direction {
     /// Towards the guarded interface; the remote is the source.
     Ingress,
@@ -112,7 +113,8 @@ pub enum Traffic {
 }
 
 /// A protocol with ports.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
 pub enum Transport {
     /// TCP.
     Tcp,

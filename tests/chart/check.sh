@@ -48,6 +48,8 @@ renders "Service NetworkPolicy ServiceMonitor PrometheusRule ConfigMap" --values
 cp "$scratch/rendered.yaml" "$scratch/everything.yaml"
 renders PodMonitor --values "$everything" --set metrics.serviceMonitor.enabled=false,metrics.podMonitor.enabled=true
 renders "Deployment DaemonSet" --set crds.install=false,gate.enabled=false,antiSpoofing.enabled=false
+renders DaemonSet --set deniedConnections.enabled=false
+grep -q -- '--denied-rate=0$' "$scratch/rendered.yaml" || fail "deniedConnections.enabled=false turns nothing off"
 
 # A mistake fails here and not at night.
 refuses metricz --set metricz.services=true

@@ -116,7 +116,9 @@ fn s5_a_rescheduled_pod_keeps_its_clients() {
         "apiVersion: apps/v1\nkind: StatefulSet\nmetadata: {{name: db}}\nspec:\n  serviceName: db\n  selector: {{matchLabels: {{app: db}}}}\n  template:\n    metadata: {{labels: {{app: db}}}}\n    spec:\n    {spec}\n"
     ));
     let pods = namespace.pods(&[("client", "client", "n1"), ("stranger", "stranger", "n2")]);
-    eventually("the database is there", || namespace.kubectl(&["get", "pod", "-l", "app=db", "-o", "name"]) != "");
+    eventually("the database is there", || {
+        !namespace.kubectl(&["get", "pod", "-l", "app=db", "-o", "name"]).is_empty()
+    });
     namespace.kubectl(&["wait", "--for=condition=Ready", "pod/db-0", "--timeout=60s"]);
     namespace.group("db", "[{protocol: TCP, ports: [3306], remote: {securityGroup: {name: client}}}]", None);
     namespace.group("client", "[]", Some("[{protocol: TCP, ports: [3306], remote: {securityGroup: {name: db}}}]"));

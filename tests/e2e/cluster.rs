@@ -138,11 +138,12 @@ pub fn table(node: &str) -> String {
     without_cache(&on_node(node, &["nft", "list", "table", "inet", "ringfence"]))
 }
 
-/// A listing without the verdict cache: what packets leave there comes and goes with them.
+/// A listing without the verdict cache and what is remembered of denied packets: what packets leave there comes and goes.
 pub fn without_cache(listing: &str) -> String {
     let mut cache = false;
     let lines = listing.split_inclusive('\n').filter(|line| {
-        cache = line.starts_with("\tset accepted_") || (cache && *line != "\t}\n");
+        let begins = ["\tset accepted_", "\tset logged_"].iter().any(|set| line.starts_with(set));
+        cache = begins || (cache && *line != "\t}\n");
         !cache
     });
     lines.collect()

@@ -29,6 +29,9 @@ spec:
         x-kubernetes-preserve-unknown-fields: true
 ";
 
+/// A pod, and whom it reaches on which port or does not.
+type Reach<'a> = (&'a Pod, &'a [(&'a Pod, u16, bool)]);
+
 /// The kind of KubeVirt that is used, for as long as this lives.
 struct KubeVirt;
 
@@ -127,7 +130,7 @@ fn s4_s7_a_machine_keeps_its_groups_over_stops_changes_and_migrations() {
     let source = machine.launch("virt-launcher-db-a", "n1");
     machine.label(&["kubevirt.io/nodeName=n1"]);
     let right = |launcher: &Pod| {
-        let expected: [(&Pod, &[(&Pod, u16, bool)]); 4] = [
+        let expected: [Reach<'_>; 4] = [
             (&app, &[(launcher, 80, true), (launcher, 22, false), (&backup, 22, false)]),
             (&far, &[(launcher, 80, true), (launcher, 22, false)]),
             (&backup, &[(launcher, 80, false)]),

@@ -12,6 +12,7 @@ mod bad_input;
 mod cluster;
 mod deletion;
 mod disruption;
+mod drops;
 mod edits;
 mod extra_addresses;
 mod gate;
@@ -21,8 +22,12 @@ mod machines;
 mod members;
 mod metrics;
 mod networks;
+mod pairs;
 mod plugin;
 mod privileges;
+#[allow(dead_code, reason = "some tests have several seeds")]
+#[path = "../support/random.rs"]
+mod random;
 mod reach;
 mod repair;
 mod rule_sets;

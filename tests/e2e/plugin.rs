@@ -5,13 +5,20 @@ use super::reach::{Pod, both};
 use std::process::{Command, Output, Stdio};
 
 /// The plugin, where the cluster's API server is reached.
-fn sg(arguments: &[&str]) -> Output {
-    let mut sg: Command = command("node");
-    sg.env("KUBECONFIG", folder().join("kubeconfig")).stdin(Stdio::null());
-    sg.args(["control", env!("CARGO_BIN_EXE_kubectl-sg")]).args(arguments).output().unwrap()
+pub fn sg(arguments: &[&str]) -> Output {
+    sg_command(arguments).output().unwrap()
 }
 
-fn said(output: &Output) -> String {
+/// The same, before it runs.
+pub fn sg_command(arguments: &[&str]) -> Command {
+    let mut sg: Command = command("node");
+    sg.env("KUBECONFIG", folder().join("kubeconfig")).stdin(Stdio::null());
+    sg.args(["control", env!("CARGO_BIN_EXE_kubectl-sg")]).args(arguments);
+    sg
+}
+
+/// All that it printed.
+pub fn said(output: &Output) -> String {
     String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr)
 }
 

@@ -11,6 +11,7 @@ mod support;
 mod bench;
 mod bridges;
 mod cache;
+mod denied;
 mod differential;
 mod edits;
 mod semantics;

@@ -3,8 +3,10 @@
 //! PURE.
 
 use crate::api::SecurityGroupRule;
-use crate::policy::{Direction, Family, IcmpMatch, NamespacedName, Remote, Rule, Traffic, parse_rule};
+use crate::policy::{Direction, parse_rule};
 use serde::Serialize;
+
+pub use crate::policy::describe::{direction_name, local, remote, traffic};
 
 /// A rule as a tool shows it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -42,39 +44,4 @@ pub fn rule_view(namespace: &str, direction: Direction, rule: &SecurityGroupRule
             description,
         },
     }
-}
-
-/// As the API calls it.
-pub fn direction_name(direction: Direction) -> &'static str {
-    match direction {
-        Direction::Ingress => "ingress",
-        Direction::Egress => "egress",
-    }
-}
-
-/// What a rule allows, without with whom.
-pub fn traffic(rule: &Rule) -> String {
-    match &rule.traffic {
-        Traffic::Any => "Any".to_owned(),
-        Traffic::Ports(transport, ports) if ports.is_all() => transport.to_string(),
-        Traffic::Ports(transport, ports) => format!("{transport} {ports}"),
-        Traffic::Icmp(IcmpMatch::Both) => "ICMP".to_owned(),
-        Traffic::Icmp(IcmpMatch::V4(icmp)) => format!("ICMP {icmp}"),
-        Traffic::Icmp(IcmpMatch::V6(None)) => "ICMPv6".to_owned(),
-        Traffic::Icmp(IcmpMatch::V6(Some(icmp))) => format!("ICMPv6 {icmp}"),
-    }
-}
-
-/// With whom: groups of the own namespace by their name alone.
-pub fn remote(remote: &Remote, namespace: &str) -> String {
-    match remote {
-        Remote::Cidrs(cidrs) if Family::ALL.iter().all(|family| cidrs.covers(*family)) => "anywhere".to_owned(),
-        Remote::Cidrs(cidrs) => cidrs.to_string().replace(',', ", "),
-        Remote::Group(group) => format!("sg/{}", local(group, namespace)),
-    }
-}
-
-/// A name as it is written in a namespace.
-pub fn local(name: &NamespacedName, namespace: &str) -> String {
-    if name.namespace == namespace { name.name.clone() } else { name.to_string() }
 }

@@ -47,15 +47,6 @@ impl Asked {
     }
 }
 
-/// "TCP 80", "ICMP 8/0".
-pub fn l4_text(l4: L4) -> String {
-    match l4 {
-        L4::Ports(transport, port) => format!("{transport} {port}"),
-        L4::Icmp(type_, code) => format!("ICMP {type_}/{code}"),
-        L4::Other => "other protocols".to_owned(),
-    }
-}
-
 /// Reads `TO:PORT[/PROTOCOL]`, `TO:icmp` or `TO:TYPE[.CODE]/icmp`.
 pub fn split(text: &str) -> anyhow::Result<(&str, Asked)> {
     let help = || format!("{text:?} is not TO:PORT[/tcp|udp|sctp], TO:icmp or TO:TYPE.CODE/icmp");

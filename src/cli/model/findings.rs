@@ -4,15 +4,13 @@
 
 use super::describe::{direction_name, remote, traffic};
 use super::inventory::Inventory;
-use super::nearest::carries;
 use super::snapshot::Snapshot;
 use super::traffic::{Steps, TrafficSet};
 use crate::api::conditions::listed;
 use crate::index::{Index, TargetName};
-use crate::policy::{CidrSet, Connection, Direction, Family, L4, NamespacedName, Remote, Rule, Transport};
+use crate::policy::{CidrSet, Direction, Family, L4, NamespacedName, Remote, Rule, Transport, carries};
 use serde::Serialize;
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 /// TCP ports by which machines and their stores are administered, as the chart's recommendations have them by default.
 pub const ADMIN_PORTS: [u16; 22] = [
@@ -248,11 +246,7 @@ fn said(group: &NamespacedName, direction: Direction, rule: &Rule) -> String {
 
 /// What a rule allows in a family, whoever its remote is.
 fn allowed(rule: &Rule, family: Family) -> TrafficSet {
-    let (source, destination): (IpAddr, IpAddr) = match family {
-        Family::V4 => (Ipv4Addr::new(10, 0, 0, 1).into(), Ipv4Addr::new(10, 0, 0, 2).into()),
-        Family::V6 => (Ipv6Addr::LOCALHOST.into(), Ipv6Addr::UNSPECIFIED.into()),
-    };
-    Steps::of([rule]).allowed(|l4| carries(rule, Direction::Ingress, &Connection { source, destination, l4 }))
+    Steps::of([rule]).allowed(|l4| carries(rule, family, l4))
 }
 
 /// Whether a rule allows all that another one does, whoever is in which group.

@@ -10,7 +10,6 @@ pub mod findings;
 pub mod inventory;
 pub mod manifests;
 pub mod naming;
-pub mod nearest;
 pub mod reach;
 pub mod region;
 pub mod rows;

@@ -3,14 +3,13 @@
 use super::classes::States;
 use super::ends::Place;
 use super::inventory::Inventory;
-use super::nearest::carries;
 use super::rows::{Change, Ends, Row, rows};
 use super::snapshot::Snapshot;
 use super::verdicts::Scene as Explained;
 use crate::api::{SecurityGroup, SecurityGroupBinding};
 use crate::index::{Binding, Index, name_of};
 use crate::policy::{
-    CidrSet, Connection, Direction, Family, Interface, L4, NamespacedName, Policy, Transport, Verdict, World,
+    CidrSet, Connection, Direction, Family, Interface, L4, NamespacedName, Policy, Transport, Verdict, World, carries,
 };
 use ipnet::IpNet;
 use proptest::prelude::*;
@@ -265,7 +264,7 @@ proptest! {
                                 Direction::Ingress => connection.source,
                                 Direction::Egress => connection.destination,
                             };
-                            let carried = carries(&nearest, direction, &connection);
+                            let carried = carries(&nearest, Family::of(remote), connection.l4);
                             prop_assert!(carried != reference.is_remote(&nearest, remote), "{nearest}");
                         }
                     }

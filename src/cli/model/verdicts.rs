@@ -6,10 +6,11 @@
 use super::describe::{direction_name, local, remote, traffic};
 use super::ends::Place;
 use super::inventory::Inventory;
-use super::nearest::{Miss, carries, nearest};
 use super::snapshot::{Guard, Snapshot};
 use crate::index::{Index, Target, TargetKind};
-use crate::policy::{Connection, Direction, NamespacedName, Remote, Rule, Verdict, World, parse_rule};
+use crate::policy::{
+    Connection, Direction, Family, Miss, NamespacedName, Remote, Rule, Verdict, World, carries, nearest, parse_rule,
+};
 use kube::core::{Selector, SelectorExt};
 use serde::Serialize;
 use std::net::IpAddr;
@@ -101,7 +102,7 @@ impl Scene<'_> {
                 verdict.allowed = false;
                 verdict.reason = "NoRule";
                 verdict.unresolved = self.unresolved(guard, direction, connection);
-                if let Some(found) = nearest(self.snapshot, guard, direction, connection) {
+                if let Some(found) = nearest(self.snapshot, &guard.rules, direction, connection) {
                     verdict.rule = Some(self.rule_at(found.group, direction, found.rule));
                     verdict.why_not = Some(self.why_not(found.miss, found.rule, peer, remote_address));
                 }
@@ -151,7 +152,7 @@ impl Scene<'_> {
                 Some(_) if self.index.members(group).next().is_none() => "has no members",
                 Some(_) => continue,
             };
-            if carries(rule, direction, connection) {
+            if carries(rule, Family::of(connection.source), connection.l4) {
                 found.push(format!(
                     "rule {} of {name} names {}, which {what}",
                     rule.id(),

@@ -1,19 +1,11 @@
 //! Of the rules that do not allow a connection, the one that comes nearest.
-//!
-//! PURE. What a rule matches is asked of the reference, about worlds that hold this one rule.
 
-use super::snapshot::Guard;
-use super::traffic::Steps;
-use crate::policy::{
-    CidrSet, Connection, Direction, Family, Group, Interface, L4, NamespacedName, Policy, Remote, Rule, Verdict, World,
-};
-use ipnet::IpNet;
-use std::collections::BTreeMap;
-use std::net::IpAddr;
-use std::sync::Arc;
+use super::{Connection, Direction, Family, IcmpMatch, Interface, L4, NamespacedName, Rule, Traffic, World, carries};
+use serde::{Deserialize, Serialize};
 
 /// In what a rule differs from one that would do; the first is the nearest.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
 pub enum Miss {
     /// It means this remote and this protocol, and other ports or types.
     Port,
@@ -34,16 +26,15 @@ pub struct Nearest<'a> {
     pub miss: Miss,
 }
 
-/// The nearest rule of a guard that denies a connection; of equals the first, by group and place in it. None: nothing
-/// in common.
+/// The nearest rule of an interface that denies a connection; of equals the first, by group and place in it. None:
+/// nothing in common.
 pub fn nearest<'a>(
     world: &impl World,
-    guard: &'a Guard,
+    rules: &'a Interface,
     direction: Direction,
     connection: &Connection,
 ) -> Option<Nearest<'a>> {
-    let rules =
-        guard.rules.iter().flat_map(|(name, group)| group.rules(direction).iter().map(move |rule| (name, rule)));
+    let rules = rules.iter().flat_map(|(name, group)| group.rules(direction).iter().map(move |rule| (name, rule)));
     let found = rules
         .filter_map(|(group, rule)| Some(Nearest { group, rule, miss: miss(world, rule, direction, connection)? }));
     found.min_by_key(|nearest| nearest.miss)
@@ -55,45 +46,32 @@ fn miss(world: &impl World, rule: &Rule, direction: Direction, connection: &Conn
         Direction::Egress => connection.destination,
     };
     let family = Family::of(remote);
-    match (world.is_remote(rule, remote), carries(rule, direction, connection)) {
-        (true, true) => None,
+    match (world.is_remote(rule, remote), carries(rule, family, connection.l4)) {
+        (true, true) | (false, false) => None,
         (false, true) => Some(Miss::Remote),
-        (false, false) => None,
-        (true, false) => {
-            let with = |l4| carries(rule, direction, &Connection { l4, ..*connection });
-            let allowed = Steps::of([rule]).allowed(with);
-            let same_protocol = match connection.l4 {
-                L4::Ports(transport, _) => !allowed.ports(transport).is_empty(),
-                L4::Icmp(..) => allowed.describe(family).contains("ICMP"),
-                L4::Other => false,
-            };
-            Some(if same_protocol { Miss::Port } else { Miss::Protocol })
-        }
+        (true, false) if is_same_protocol(rule, family, connection.l4) => Some(Miss::Port),
+        (true, false) => Some(Miss::Protocol),
     }
 }
 
-/// Whether the rule's traffic is a connection's, whoever its remote is.
-pub fn carries(rule: &Rule, direction: Direction, connection: &Connection) -> bool {
-    let (own, remote) = match direction {
-        Direction::Ingress => (connection.destination, connection.source),
-        Direction::Egress => (connection.source, connection.destination),
-    };
-    let anyone = Rule { remote: Remote::Cidrs(CidrSet::from_iter([IpNet::from(remote)])), ..rule.clone() };
-    let mut group = Group::default();
-    match direction {
-        Direction::Ingress => group.ingress.push(anyone),
-        Direction::Egress => group.egress.push(anyone),
+fn is_same_protocol(rule: &Rule, family: Family, l4: L4) -> bool {
+    match (&rule.traffic, l4) {
+        (Traffic::Ports(transport, _), L4::Ports(other, _)) => *transport == other,
+        (Traffic::Icmp(icmp), L4::Icmp(..)) => match icmp {
+            IcmpMatch::Both => true,
+            IcmpMatch::V4(_) => family == Family::V4,
+            IcmpMatch::V6(_) => family == Family::V6,
+        },
+        _ => false,
     }
-    let interface: Interface = [(NamespacedName::new("", ""), Arc::new(group))].into();
-    let world = Policy { interfaces: BTreeMap::<IpAddr, Interface>::from([(own, interface)]), ..Policy::default() };
-    matches!(world.end(direction, connection), Verdict::Allowed { .. })
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::policy::parse_rule;
+    use crate::policy::{Group, Policy, Transport, parse_rule};
     use serde_json::{Value, json};
+    use std::sync::Arc;
 
     fn rule(value: Value) -> Rule {
         parse_rule("shop", &serde_json::from_value(value).unwrap()).unwrap()
@@ -104,10 +82,9 @@ mod tests {
         let group = Group { ingress: rules.clone(), egress: vec![] };
         let name = NamespacedName::new("shop", "db");
         let interface: Interface = [(name, Arc::new(group))].into();
-        let guard = Guard { id: 0, attached: interface.keys().cloned().collect(), rules: interface };
         let connection =
             Connection { source: "10.0.0.1".parse().unwrap(), destination: "10.0.0.2".parse().unwrap(), l4 };
-        let found = nearest(&Policy::default(), &guard, Direction::Ingress, &connection)?;
+        let found = nearest(&Policy::default(), &interface, Direction::Ingress, &connection)?;
         Some((rules.iter().position(|rule| rule == found.rule)?, found.miss))
     }
 
@@ -121,7 +98,7 @@ mod tests {
         let port = from(us, "TCP", json!([22]));
         let remote = from(them, "TCP", json!([80]));
         let protocol = from(us, "UDP", json!([80]));
-        let tcp = L4::Ports(crate::policy::Transport::Tcp, 80);
+        let tcp = L4::Ports(Transport::Tcp, 80);
         assert_eq!(ask(vec![protocol.clone(), remote.clone(), port], tcp), Some((2, Miss::Port)));
         assert_eq!(ask(vec![protocol.clone(), remote], tcp), Some((1, Miss::Remote)));
         assert_eq!(ask(vec![protocol], tcp), Some((0, Miss::Protocol)));
