@@ -3,6 +3,7 @@
 //! PURE, but for the reading of what a device is. What people declare is believed about a device that can only lead to one
 //! machine, and about no other: it takes nothing from a pod, and cannot cut the node itself off.
 
+use super::bridges::{FILTER_BRIDGES, filtered};
 use super::data_path::is_on;
 use super::devices::{Kind, Links};
 use super::routes::Routes;
@@ -37,10 +38,6 @@ pub struct Nature {
     pub bridged: Option<[bool; 2]>,
 }
 
-/// What to do about a bridge that hands no packets to the rules.
-pub const FILTER_BRIDGES: &str = "load br_netfilter, and set net.bridge.bridge-nf-call-iptables and \
-    net.bridge.bridge-nf-call-ip6tables to 1";
-
 impl Nature {
     /// Of these devices, as far as they are there.
     pub fn read<'a>(names: impl Iterator<Item = &'a str>) -> BTreeMap<String, Self> {
@@ -50,17 +47,11 @@ impl Nature {
 
     fn of(name: &str, routes: &Routes) -> Self {
         let folder = Path::new("/sys/class/net").join(name);
-        let bridge = folder.join("brport/bridge");
-        // A bridge hands packets over if it is told to, or all bridges are.
-        let filtered = |word: &str| {
-            is_on(bridge.join(format!("bridge/nf_call_{word}")))
-                || is_on(format!("/proc/sys/net/bridge/bridge-nf-call-{word}"))
-        };
         Self {
             ethernet: is_on(folder.join("type")),
             uplink: routes.is_uplink(name),
             stacked: fs::read_dir(&folder).into_iter().flatten().flatten().any(|entry| is_lower(&entry)),
-            bridged: bridge.exists().then(|| [filtered("iptables"), filtered("ip6tables")]),
+            bridged: filtered(&folder),
         }
     }
 }
@@ -74,11 +65,21 @@ fn is_lower(entry: &fs::DirEntry) -> bool {
 pub struct Settled {
     /// The device that is to be watched for it.
     pub device: Option<DeviceName>,
+    /// The name that it declares, whatever has that name.
+    pub declared: String,
     /// What is to be said of it.
     pub said: ReportedInterface,
 }
 
 impl Settled {
+    /// The same, where what its bridge does not hand to the rules does not pass.
+    pub fn closed(&mut self) {
+        if self.said.state == DeviceState::BridgeNotFiltered {
+            self.said.state = DeviceState::Closed;
+            self.said.message += CLOSED;
+        }
+    }
+
     /// The same, where what would be watched is not.
     pub fn not_watched(&mut self, why: &str) {
         if self.said.state == DeviceState::Watched {
@@ -87,6 +88,9 @@ impl Settled {
         }
     }
 }
+
+/// What becomes of what passes no rules, where it is not to pass.
+pub const CLOSED: &str = "; until then nothing passes from and to the other ports of that bridge";
 
 /// The devices to watch, beside those of pods, and what becomes of every interface.
 pub fn settle(
@@ -97,8 +101,8 @@ pub fn settle(
 ) -> (Devices, Vec<Settled>) {
     declared.sort_by(|a, b| a.target.name.cmp(&b.target.name));
     let (mut devices, mut settled) = (Devices::new(), Vec::new());
-    for Declared { target, device, addresses } in declared {
-        let (device, (state, message)) = match find(&device, addresses, links, natures) {
+    for Declared { target, device: declared, addresses } in declared {
+        let (device, (state, message)) = match find(&declared, addresses, links, natures) {
             Ok((name, _)) if of_pods.contains_key(&name) => {
                 (None, (DeviceState::DeviceInUse, format!("{name} leads to a pod")))
             }
@@ -121,7 +125,7 @@ pub fn settle(
             state,
             message,
         };
-        settled.push(Settled { device, said });
+        settled.push(Settled { device, declared: declared.name, said });
     }
     (devices, settled)
 }
@@ -260,5 +264,16 @@ mod tests {
         assert_eq!(state(&both, [true, false]), DeviceState::BridgeNotFiltered);
         assert_eq!(state(&only_v4, [true, false]), DeviceState::Watched);
         assert_eq!(state(&only_v4, [false, true]), DeviceState::BridgeNotFiltered);
+        let said = |state| {
+            let Target { name, uid, generation, .. } = both[0].clone();
+            let (namespace, name, message) = (name.namespace, name.name, "so".to_owned());
+            let said = ReportedInterface { namespace, name, uid, generation, state, message };
+            let mut settled = Settled { device: None, declared: "tap0".into(), said };
+            settled.closed();
+            (settled.said.state, settled.said.message)
+        };
+        let closed = said(DeviceState::BridgeNotFiltered);
+        assert_eq!(closed, (DeviceState::Closed, format!("so{CLOSED}")));
+        assert_eq!(said(DeviceState::Watched).0, DeviceState::Watched);
     }
 }

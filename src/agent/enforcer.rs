@@ -110,7 +110,8 @@ impl Enforcer {
         self.told.settled.send_replace(desired.settled.clone());
         self.remotes.keep_only(&desired.remotes);
         let addresses = desired.ruleset.guards.keys().copied();
-        self.reporter.report(desired.report, data_path::problems(addresses));
+        let bridges_are_closed = self.state.lock().bridges_are_closed;
+        self.reporter.report(desired.report, data_path::problems(addresses, bridges_are_closed));
         self.good = desired.revisions;
         Ok(damage)
     }

@@ -127,6 +127,10 @@ impl<L: Layout> Kernel<L> {
         self.committed = None;
         self.unsettled = None;
         self.watch.take();
+        // Of a table that is not there the kernel may not even know the family.
+        if self.nft.exist([L::TABLE, L::STAND_IN]).await? == [false, false] {
+            return Ok(());
+        }
         self.commit(&L::removal()).await
     }
 

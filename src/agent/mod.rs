@@ -5,9 +5,10 @@
 
 mod announce;
 pub mod attachments;
+mod bridges;
 mod check;
 mod committed;
-mod data_path;
+pub(crate) mod data_path;
 mod declared;
 mod denials;
 mod devices;
@@ -174,7 +175,9 @@ pub async fn run(args: Args, client: Client, shutdown: Shutdown) -> anyhow::Resu
     watches.watch::<NetworkInterface, _>(own(), Feed(interfaces), &synced, "networkinterfaces");
     let all = watcher::Config::default;
     watches.watch::<SecurityGroup, _>(all(), Feed(news(&state, &dirty, None)), &synced, "securitygroups");
-    watches.watch::<SecurityGroupBinding, _>(all(), Feed(news(&state, &dirty, None)), &synced, "securitygroupbindings");
+    // Whether an interface is guarded decides what its bridge may pass.
+    let bindings = news(&state, &dirty, Some(&attached));
+    watches.watch::<SecurityGroupBinding, _>(all(), Feed(bindings), &synced, "securitygroupbindings");
     let allowances = AllowanceSink { state: state.clone(), told: [dirty.clone(), attached.clone()] };
     watches.watch::<Namespace, _>(all(), allowances, &synced, "namespaces");
 
@@ -210,7 +213,7 @@ pub async fn run(args: Args, client: Client, shutdown: Shutdown) -> anyhow::Resu
         watches.clone(),
         Some(&node_name),
         state.runs_machines.subscribe(),
-        news(&state, &dirty, None),
+        news(&state, &dirty, Some(&attached)),
     );
     tokio::select! {
         ((), ()) = async { tokio::join!(machines.known(), networks.ready()) } => {}
@@ -298,14 +301,17 @@ fn enforce_own_addresses(
     let notices = Notices::new(args.cni_cache.clone()).context("cannot listen for changes of network devices")?;
     let (said, own_addresses_only) = channel(None);
     let (settled, watched) = channel(0);
-    let kernel = Kernel::new(Nft::default(), monitor, {
+    let notify = || {
         let attached = attached.clone();
         move || attached.notify()
-    });
+    };
+    let kernel = Kernel::new(Nft::default(), monitor, notify());
+    let bridges = Kernel::new(Nft::default(), monitor, notify());
     let networks = Readiness::default();
     let told = Told { dirty: dirty.clone(), networks: networks.register("networks of pods"), said, settled };
-    let mut own_addresses = OwnAddresses::new(args, state.clone(), kernel, announcer.clone(), told);
+    let mut own_addresses = OwnAddresses::new(args, state.clone(), kernel, bridges, announcer.clone(), told);
     attached.notify();
+    tokio::spawn(bridges::follow([dirty.clone(), attached.clone()], shutdown.clone()));
     std::thread::Builder::new().name("notices".to_owned()).spawn({
         let attached = attached.clone();
         move || {

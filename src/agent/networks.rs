@@ -4,7 +4,8 @@
 //! node's own CNI plugins said when they attached it, and nothing else is believed.
 
 use super::attachments::Attachment;
-use super::declared::{FILTER_BRIDGES, Nature};
+use super::bridges::FILTER_BRIDGES;
+use super::declared::{CLOSED, Nature};
 use crate::api::AttachmentState;
 use crate::index::{self, Target};
 use crate::policy::NamespacedName;
@@ -41,24 +42,29 @@ impl PodNetworks {
     }
 }
 
-/// The networks of these pods, which these devices lead to. Of attachments of one interface the last counts.
+/// The networks of these pods, which these devices lead to. Of attachments of one interface the last counts. `closes` tells of
+/// a device whether it passes nothing that its bridge does not hand to the rules.
 pub fn of_pods<'a>(
     pods: impl Iterator<Item = &'a Target>,
     attachments: &[Attachment],
     devices: &BTreeMap<String, Nature>,
+    closes: impl Fn(&str) -> bool,
 ) -> BTreeMap<NamespacedName, PodNetworks> {
     let mut found = BTreeMap::new();
     for pod in pods.filter(|pod| !pod.networks.is_empty()) {
         let mut networks: BTreeMap<NamespacedName, Attached> = BTreeMap::new();
         for (interface, network) in &pod.networks {
             let own = |a: &&Attachment| a.pod == pod.name && a.uid == pod.uid && a.interface == *interface;
-            let attached = look_at(interface, attachments.iter().rev().find(own), devices);
+            let attached = look_at(interface, attachments.iter().rev().find(own), devices, &closes);
             match networks.get_mut(network) {
-                // Twice on one network: rules reach it there if they reach both.
-                Some(other) if other.state == AttachmentState::Guarded && attached.state == other.state => {
+                // Twice on one network: what is worse of one is said of it there, and rules know the addresses of both.
+                Some(other) if is_reached(other.state) && is_reached(attached.state) => {
                     other.addresses.extend(attached.addresses);
+                    if attached.state == AttachmentState::Closed {
+                        (other.state, other.message) = (attached.state, attached.message);
+                    }
                 }
-                Some(other) if other.state != AttachmentState::Guarded => {}
+                Some(other) if !is_reached(other.state) => {}
                 _ => {
                     networks.insert(network.clone(), attached);
                 }
@@ -70,13 +76,23 @@ pub fn of_pods<'a>(
     found
 }
 
-fn look_at(interface: &str, attachment: Option<&Attachment>, devices: &BTreeMap<String, Nature>) -> Attached {
+/// Whether what passes it, if anything does, passes the rules.
+fn is_reached(state: AttachmentState) -> bool {
+    matches!(state, AttachmentState::Guarded | AttachmentState::Closed)
+}
+
+fn look_at(
+    interface: &str,
+    attachment: Option<&Attachment>,
+    devices: &BTreeMap<String, Nature>,
+    closes: impl Fn(&str) -> bool,
+) -> Attached {
     let out_of_reach = |state, message| Attached { state, message, addresses: BTreeSet::new() };
     let Some(attachment) = attachment else {
         let message = format!("no CNI plugin has said how {interface} is attached");
         return out_of_reach(AttachmentState::NotFound, message);
     };
-    let Some(nature) = attachment.device.as_ref().and_then(|device| devices.get(device)) else {
+    let Some((device, nature)) = attachment.device.as_ref().and_then(|device| devices.get_key_value(device)) else {
         let message = format!(
             "no device of this node leads to {interface}, as with macvlan, ipvlan, SR-IOV and host devices: what passes it \
              passes no rules"
@@ -86,6 +102,11 @@ fn look_at(interface: &str, attachment: Option<&Attachment>, devices: &BTreeMap<
     if nature.bridged.is_some_and(|filtered| filtered.contains(&false)) {
         let message =
             format!("the bridge that {interface} is attached to hands no packets to the rules: {FILTER_BRIDGES}");
+        if closes(device) {
+            // What the node routes to it passes the rules as ever.
+            let (message, addresses) = (message + CLOSED, attachment.addresses.clone());
+            return Attached { state: AttachmentState::Closed, message, addresses };
+        }
         return out_of_reach(AttachmentState::Bypassing, message);
     }
     if attachment.addresses.is_empty() {
@@ -129,16 +150,22 @@ mod tests {
             "spec": {"nodeName": "n1", "containers": []},
         }))
         .unwrap();
-        let devices = [("veth1", None), ("veth2", Some([true, true])), ("veth3", Some([true, false]))];
+        let devices = [
+            ("veth1", None),
+            ("veth2", Some([true, true])),
+            ("veth3", Some([true, false])),
+            ("veth4", Some([false, true])),
+        ];
         let devices = devices.map(|(name, bridged)| (name.to_owned(), Nature { bridged, ..Nature::default() })).into();
-        let found = of_pods([&pod.keep()].into_iter(), attachments, &devices);
+        let closes = |device: &str| device == "veth4";
+        let found = of_pods([&pod.keep()].into_iter(), attachments, &devices, closes);
         let networks = found.into_values().flat_map(|pod| pod.networks);
         networks.map(|(network, a)| (network.to_string(), a.state, a.addresses.len())).collect()
     }
 
     #[test]
     fn what_the_plugins_of_the_node_say_counts_and_nothing_else() {
-        use AttachmentState::{AddressUnknown, Bypassing, Guarded, NotFound};
+        use AttachmentState::{AddressUnknown, Bypassing, Closed, Guarded, NotFound};
         let one = |attachments: &[Attachment]| {
             let [(network, state, addresses)] = &how(&[("net1", "storage")], attachments)[..] else { panic!() };
             assert_eq!(network, "shop/storage");
@@ -157,6 +184,7 @@ mod tests {
             "a bridge that is filtered"
         );
         assert_eq!(one(&[attachment("net1", Some("veth3"), &["10.30.0.1"])]), (Bypassing, 0), "one that is not");
+        assert_eq!(one(&[attachment("net1", Some("veth4"), &["10.30.0.1"])]), (Closed, 1), "and is closed");
         assert_eq!(one(&[attachment("net1", Some("veth1"), &[])]), (AddressUnknown, 0));
         let again = [attachment("net1", Some("veth1"), &["10.30.0.1"]), attachment("net1", None, &["10.30.0.1"])];
         assert_eq!(one(&again), (Bypassing, 0), "the last counts");
@@ -164,11 +192,16 @@ mod tests {
 
     #[test]
     fn twice_on_one_network() {
-        use AttachmentState::{Bypassing, Guarded};
+        use AttachmentState::{Bypassing, Closed, Guarded};
         let twice = [("net1", "storage"), ("net2", "storage")];
         let (a, b) =
             (attachment("net1", Some("veth1"), &["10.30.0.1"]), attachment("net2", Some("veth2"), &["10.30.0.2"]));
         assert_eq!(how(&twice, &[a.clone(), b.clone()]), [("shop/storage".to_owned(), Guarded, 2)]);
+        for (first, second) in [("veth1", "veth4"), ("veth4", "veth1")] {
+            let [a, b] = [("net1", first, "10.30.0.1"), ("net2", second, "10.30.0.2")]
+                .map(|(interface, device, address)| attachment(interface, Some(device), &[address]));
+            assert_eq!(how(&twice, &[a, b]), [("shop/storage".to_owned(), Closed, 2)]);
+        }
         for (a, b) in [(a.clone(), attachment("net2", None, &[])), (attachment("net1", None, &[]), b)] {
             assert_eq!(how(&twice, &[a, b]), [("shop/storage".to_owned(), Bypassing, 0)]);
         }

@@ -1,11 +1,12 @@
 //! Sees to it that nobody on this node sends with an address that is not its own (S9), guarded or not.
 //!
-//! Owns the `netdev` table. What the node's CNI plugins said, what network interfaces declare and which devices exist makes it; the
+//! Owns the `netdev` table, and says when those of [`bridges`](super::bridges) are looked at. What the node's CNI plugins said, what network interfaces declare and which devices exist makes it; the
 //! pods that the API server knows tell what is missing, and what they may use beside their own addresses.
 
 use super::Shared;
 use super::announce::Announcer;
 use super::attachments::Attachment;
+use super::bridges::{Bridges, Guarded, Unfiltered};
 use super::declared::{self, Declared, Nature, Settled};
 use super::devices::{Cache, Links, links};
 use super::extra_addresses::{Extra, Widest};
@@ -14,6 +15,7 @@ use super::networks;
 use crate::api::ReportedInterface;
 use crate::api::conditions::{OWN_ADDRESSES_ONLY, Verdict, listed};
 use crate::index::{Target, TargetKind};
+use crate::nft::bridge::Closed;
 use crate::nft::exec::NftError;
 use crate::nft::own::{Device, DeviceName, Devices, Invalid, Tunnels, Watched};
 use crate::policy::NamespacedName;
@@ -40,6 +42,10 @@ pub struct AntiSpoofing {
     /// What pods may declare beside their own addresses.
     #[command(flatten)]
     pub widest: Widest,
+    /// What becomes of guarded interfaces whose bridge hands no packets to the rules: closed, nothing passes between them and
+    /// other ports of that bridge; open, everything does, and conditions say so.
+    #[arg(long, value_enum, default_value_t = Unfiltered::Closed)]
+    pub unfiltered_bridges: Unfiltered,
     /// Folder in which the container runtime keeps the results of CNI plugins.
     #[arg(long, default_value = "/var/lib/cni")]
     pub cni_cache: PathBuf,
@@ -75,6 +81,7 @@ pub struct OwnAddresses {
     cache: Cache,
     state: Shared,
     kernel: Kernel<Watched>,
+    bridges: Bridges,
     announcer: Announcer,
     told: Told,
 }
@@ -93,14 +100,23 @@ pub struct Told {
 
 impl OwnAddresses {
     /// Nothing is done yet.
-    pub fn new(args: &AntiSpoofing, state: Shared, kernel: Kernel<Watched>, announcer: Announcer, told: Told) -> Self {
-        let AntiSpoofing { anti_spoofing, tunnel_protocols, tunnel_ports, widest: _, cni_cache } = args;
+    pub fn new(
+        args: &AntiSpoofing,
+        state: Shared,
+        kernel: Kernel<Watched>,
+        bridges: Kernel<Closed>,
+        announcer: Announcer,
+        told: Told,
+    ) -> Self {
+        let AntiSpoofing { anti_spoofing, tunnel_protocols, tunnel_ports, widest: _, unfiltered_bridges, cni_cache } =
+            args;
         Self {
             enabled: *anti_spoofing,
             tunnels: Tunnels::new(tunnel_protocols.0.iter().copied(), tunnel_ports.0.iter().copied()),
             cache: Cache::new(cni_cache),
             state,
             kernel,
+            bridges: Bridges::new(*unfiltered_bridges, bridges),
             announcer,
             told,
         }
@@ -115,13 +131,14 @@ impl OwnAddresses {
         attachments.extend(self.state.lock().attachments.attached().cloned());
         self.look_at_networks(&attachments, &links);
         if !self.enabled {
-            self.kernel.remove().await?;
             let (_, mut interfaces) = self.declared(&links, &Devices::new());
+            let closing = self.close_bridges(&attachments, &links, &mut interfaces, reason).await;
+            self.kernel.remove().await?;
             let why = "anti-spoofing is switched off";
             interfaces.iter_mut().for_each(|interface| interface.not_watched(why));
             self.say(false, "Disabled", format!("pods may send with any address: {why}"), interfaces);
             self.told.settled.send_replace(revision);
-            return Ok(());
+            return closing;
         }
         let Desired { devices, mut unknown, refused } = {
             let state = self.state.lock();
@@ -131,9 +148,10 @@ impl OwnAddresses {
                 extra: state.extra_addresses(pod),
                 leaving: pod.terminating,
             });
-            desired(attachments, &links, residents)
+            desired(attachments.iter().cloned(), &links, residents)
         };
         let (declared, mut interfaces) = self.declared(&links, &devices);
+        let closing = self.close_bridges(&attachments, &links, &mut interfaces, reason).await;
         let of_pods = devices.len();
         let devices = devices.into_iter().chain(declared).collect();
         let mut watched = Watched { tunnels: self.tunnels.clone(), devices };
@@ -169,6 +187,29 @@ impl OwnAddresses {
         if let Some(damage) = damage {
             self.announcer.repaired(damage);
         }
+        closing
+    }
+
+    /// Closes guarded interfaces whose bridge hands no packets to the rules, and says so of them. What comes of it is for the
+    /// end of a round: all else is to be done whatever comes of it.
+    async fn close_bridges(
+        &mut self,
+        attachments: &[Attachment],
+        links: &Links,
+        interfaces: &mut [Settled],
+        reason: Reason,
+    ) -> Result<(), NftError> {
+        let guarded = Guarded::find(&self.state.lock().index, attachments, interfaces, links);
+        let outcome = self.bridges.close(&guarded, reason == Reason::Periodic).await;
+        let closed = outcome.is_ok() && self.bridges.are_closed();
+        if std::mem::replace(&mut self.state.lock().bridges_are_closed, closed) != closed {
+            self.told.dirty.notify();
+        }
+        interfaces.iter_mut().filter(|settled| self.bridges.closes(&settled.declared)).for_each(Settled::closed);
+        self.look_at_networks(attachments, links);
+        if let Some(damage) = outcome? {
+            self.announcer.repaired(damage);
+        }
         Ok(())
     }
 
@@ -194,7 +235,8 @@ impl OwnAddresses {
         let devices = concerned.filter_map(|attachment| attachment.device.as_deref());
         let devices: Vec<&str> = devices.filter(|device| links.contains_key(*device)).collect();
         let devices = if devices.is_empty() { BTreeMap::new() } else { Nature::read(devices.into_iter()) };
-        if self.state.lock().set_networks(networks::of_pods(pods.iter(), attachments, &devices)) {
+        let closes = |device: &str| self.bridges.closes(device);
+        if self.state.lock().set_networks(networks::of_pods(pods.iter(), attachments, &devices, closes)) {
             self.told.dirty.notify();
         }
         self.told.networks.set_ready(true);

@@ -1,8 +1,9 @@
 //! Writes the node's `NodeEnforcement`: the latest report, as soon as the last one is written.
 
+use super::data_path::Problems;
 use super::own_addresses::Said;
 use super::state::Report;
-use crate::api::conditions::{self, DATA_PATH_READY, Verdict};
+use crate::api::conditions::{self, CLOSED, DATA_PATH_READY, Verdict};
 use crate::api::{NodeEnforcement, NodeEnforcementSpec, NodeEnforcementStatus};
 use crate::runtime::admin::ReadyHandle;
 use crate::runtime::backoff::{Backoff, jitter};
@@ -22,7 +23,7 @@ const RETRY: Backoff = Backoff { min: Duration::from_millis(100), max: Duration:
 
 /// Takes reports; a task writes them.
 pub struct Reporter {
-    latest: watch::Sender<Option<(Report, Vec<String>)>>,
+    latest: watch::Sender<Option<(Report, Problems)>>,
 }
 
 impl Reporter {
@@ -54,7 +55,7 @@ impl Reporter {
     }
 
     /// What is in the kernel now, and what is wrong with the node's data path.
-    pub fn report(&self, report: Report, problems: Vec<String>) {
+    pub fn report(&self, report: Report, problems: Problems) {
         self.latest.send_replace(Some((report, problems)));
     }
 }
@@ -74,7 +75,7 @@ struct Writer {
 impl Writer {
     async fn run(
         mut self,
-        mut reports: watch::Receiver<Option<(Report, Vec<String>)>>,
+        mut reports: watch::Receiver<Option<(Report, Problems)>>,
         mut own_addresses_only: watch::Receiver<Option<Said>>,
     ) {
         let mut failures = 0;
@@ -110,7 +111,7 @@ impl Writer {
     async fn write(
         &mut self,
         report: Report,
-        problems: Vec<String>,
+        problems: Problems,
         own_addresses_only: Option<Said>,
     ) -> kube::Result<()> {
         let mut object = match self.object.take() {
@@ -142,7 +143,7 @@ impl Writer {
 pub fn status(
     before: NodeEnforcementStatus,
     report: Report,
-    problems: Vec<String>,
+    problems: Problems,
     own_addresses_only: Option<Said>,
     boot_id: &str,
     now: Timestamp,
@@ -150,16 +151,15 @@ pub fn status(
     let Report { interfaces, groups, remotes, bindings, failures, attachments, networks, gate } = report;
     let count = |n: usize| i64::try_from(n).unwrap_or(i64::MAX);
     let mut conditions = before.conditions;
-    let verdict = if problems.is_empty() {
-        Verdict {
-            type_: DATA_PATH_READY,
-            status: true,
-            reason: "Passes",
-            message: "nothing is known to bypass the rules".into(),
-        }
-    } else {
-        Verdict { type_: DATA_PATH_READY, status: false, reason: "Bypassed", message: problems.join("; ") }
+    let Problems { bypassed, closed } = problems;
+    let (status, reason) = match (bypassed.is_empty(), closed.is_empty()) {
+        (true, true) => (true, "Passes"),
+        (true, false) => (false, CLOSED),
+        (false, _) => (false, "Bypassed"),
     };
+    let problems: Vec<String> = bypassed.into_iter().chain(closed).collect();
+    let message = if status { "nothing is known to bypass the rules".to_owned() } else { problems.join("; ") };
+    let verdict = Verdict { type_: DATA_PATH_READY, status, reason, message };
     let (own_addresses_only, network_interfaces) =
         own_addresses_only.map(|said| (said.verdict, said.interfaces)).unzip();
     for verdict in [Some(verdict), Some(gate.verdict()), own_addresses_only].into_iter().flatten() {

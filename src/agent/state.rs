@@ -81,6 +81,8 @@ pub struct State {
     pub allowances: Allowances,
     /// How the CNI gate is.
     pub gate: Gate,
+    /// What bridges do not hand to the rules does not pass.
+    pub bridges_are_closed: bool,
     networks: BTreeMap<NamespacedName, PodNetworks>,
     /// Revisions that the kernel refused.
     pub held_back: BTreeMap<NamespacedName, HeldBack>,
@@ -147,6 +149,7 @@ impl State {
             attachments: Attachments::default(),
             allowances: Allowances::default(),
             gate: Gate::default(),
+            bridges_are_closed: false,
             networks: BTreeMap::new(),
             held_back: BTreeMap::new(),
             told: None,

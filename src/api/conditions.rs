@@ -15,6 +15,8 @@ pub const READY: &str = "Ready";
 pub const DELETION_BLOCKED: &str = "DeletionBlocked";
 /// On a NodeEnforcement: the traffic of the node's pods passes the hooks Ringfence listens on.
 pub const DATA_PATH_READY: &str = "DataPathReady";
+/// A reason of this and of Enforced: what would not pass the rules does not pass at all.
+pub const CLOSED: &str = "Closed";
 /// On a NodeEnforcement: no pod of the node sends with an address that is not its own.
 pub const OWN_ADDRESSES_ONLY: &str = "OwnAddressesOnly";
 /// On a NodeEnforcement: new pods of the node wait until their rules are in the kernel.

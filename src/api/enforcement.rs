@@ -190,6 +190,8 @@ pub enum DeviceState {
     DeviceUnsuitable,
     /// It is a port of a bridge that hands no packets to the rules.
     BridgeNotFiltered,
+    /// It is a port of such a bridge, and passes nothing from and to its other ports.
+    Closed,
     /// The node lets everyone send with any address.
     NotWatched,
     /// Something that an agent of another version says.
@@ -206,6 +208,7 @@ impl DeviceState {
             Self::DeviceInUse => "DeviceInUse",
             Self::DeviceUnsuitable => "DeviceUnsuitable",
             Self::BridgeNotFiltered => "BridgeNotFiltered",
+            Self::Closed => "Closed",
             Self::NotWatched => "NotWatched",
             Self::Unknown => "Unknown",
         }
@@ -260,6 +263,8 @@ pub enum AttachmentState {
     NotFound,
     /// What passes it passes no rules.
     Bypassing,
+    /// What its bridge does not hand to the rules does not pass.
+    Closed,
     /// The network gives it no address.
     AddressUnknown,
     /// Something that an agent of another version says.

@@ -126,7 +126,7 @@ pub fn of_conditions(before: &[Condition], after: &[Condition]) -> Vec<Event> {
     };
     let told = after.iter().filter(is_new).filter_map(|now| {
         let reason = match (now.type_.as_str(), now.status.as_str(), now.reason.as_str()) {
-            (ENFORCED, "False", reason @ ("Refused" | "Bypassed")) => reason,
+            (ENFORCED, "False", reason @ ("Refused" | "Bypassed" | "Closed")) => reason,
             (ACCEPTED, _, reason @ ("Invalid" | "AddressConflict" | "AddressReserved" | "HostNetworkPods")) => reason,
             (RESOLVED_REFS, "False", reason) => reason,
             (READY, "False", reason) if reason != "Pending" => reason,

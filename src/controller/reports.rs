@@ -2,7 +2,7 @@
 //!
 //! PURE.
 
-use crate::api::conditions::DATA_PATH_READY;
+use crate::api::conditions::{CLOSED, DATA_PATH_READY};
 use crate::api::{
     EnforcedBinding, EnforcedGroup, EnforcedRemote, EnforcementFailure, NodeEnforcement, NodeEnforcementStatus,
     ReportedAttachment, ReportedInterface,
@@ -10,6 +10,15 @@ use crate::api::{
 use crate::index::{Attached, TargetKind, TargetName, attached};
 use crate::policy::NamespacedName;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
+
+/// Traffic that does not pass the rules of a node.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Bypass {
+    /// It does not pass at all.
+    pub closed: bool,
+    /// What is wrong.
+    pub message: String,
+}
 
 /// One node's report.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -28,8 +37,8 @@ pub struct Report {
     pub interfaces: BTreeMap<NamespacedName, ReportedInterface>,
     /// Attachments of pods to secondary networks.
     pub networks: BTreeMap<TargetName, ReportedAttachment>,
-    /// What bypasses the rules there.
-    pub bypassed: Option<String>,
+    /// What bypasses the rules there, or would if it were not closed.
+    pub bypassed: Option<Bypass>,
 }
 
 impl From<NodeEnforcementStatus> for Report {
@@ -83,7 +92,7 @@ impl From<NodeEnforcementStatus> for Report {
                     Some((TargetName { network, ..TargetName::new(TargetKind::Pod, pod) }, said))
                 })
                 .collect(),
-            bypassed: bypassed.map(|c| c.message),
+            bypassed: bypassed.map(|c| Bypass { closed: c.reason == CLOSED, message: c.message }),
         }
     }
 }

@@ -4,7 +4,8 @@
 //! addresses they guard, the members of the remotes they name, and the group's own members where others' rules name it.
 
 use super::cluster::Cluster;
-use crate::api::conditions::{ENFORCED, READY, Verdict, listed};
+use super::reports::Bypass;
+use crate::api::conditions::{CLOSED, ENFORCED, READY, Verdict, listed};
 use crate::api::{AttachmentState, DeviceState, NodeCount};
 use crate::index::{AddressDigest, Target, TargetName};
 use crate::policy::NamespacedName;
@@ -22,6 +23,8 @@ enum Lacks {
     Refused(String),
     /// Traffic there does not pass the rules.
     Bypassed(String),
+    /// What would not pass the rules does not pass at all.
+    Closed(String),
 }
 
 /// The nodes concerned, sorted by what they lack.
@@ -32,6 +35,7 @@ struct Tally {
     silent: Vec<String>,
     refused: Vec<String>,
     bypassed: Vec<String>,
+    closed: Vec<String>,
 }
 
 impl Tally {
@@ -44,14 +48,16 @@ impl Tally {
                 Lacks::Report => tally.silent.push(node.clone()),
                 Lacks::Refused(message) => tally.refused.push(format!("{node} ({message})")),
                 Lacks::Bypassed(message) => tally.bypassed.push(format!("{node} ({message})")),
+                Lacks::Closed(message) => tally.closed.push(format!("{node} ({message})")),
             }
         }
         tally
     }
 
     fn count(&self) -> NodeCount {
-        let Self { enforced, behind, silent, refused, bypassed } = self;
-        NodeCount::new(*enforced, enforced + behind.len() + silent.len() + refused.len() + bypassed.len())
+        let Self { enforced, behind, silent, refused, bypassed, closed } = self;
+        let lacking = [behind, silent, refused, bypassed, closed].map(Vec::len).iter().sum::<usize>();
+        NodeCount::new(*enforced, enforced + lacking)
     }
 
     fn verdict(&self) -> Verdict {
@@ -64,6 +70,9 @@ impl Tally {
         }
         if !self.bypassed.is_empty() {
             return no("Bypassed", format!("traffic does not pass the rules on: {}", listed(&self.bypassed)));
+        }
+        if !self.closed.is_empty() {
+            return no(CLOSED, format!("closed, as traffic would not pass the rules, on: {}", listed(&self.closed)));
         }
         if !self.silent.is_empty() {
             return no("NoReport", format!("no agent has reported since the boot of: {}", listed(&self.silent)));
@@ -159,13 +168,22 @@ fn binding_on(cluster: &Cluster, name: &NamespacedName, node: &str) -> Lacks {
     if same { Lacks::Nothing } else { Lacks::Behind }
 }
 
-/// Of the interfaces concerned, one whose traffic does not pass the rules of its node.
+/// Of the interfaces concerned, one whose traffic does not pass the rules of its node; if there is none, one that is closed.
 fn bypassing(report: &super::reports::Report, concerned: impl Fn(&TargetName) -> bool) -> Option<Lacks> {
-    let bypassed = report.interfaces.iter().filter(|(_, said)| said.state == DeviceState::BridgeNotFiltered);
-    let declared = bypassed.map(|(name, said)| (TargetName::network_interface(name.clone()), &said.message));
+    let declared = report.interfaces.iter().filter_map(|(name, said)| {
+        let closed = match said.state {
+            DeviceState::BridgeNotFiltered => false,
+            DeviceState::Closed => true,
+            _ => return None,
+        };
+        Some((closed, TargetName::network_interface(name.clone()), &said.message))
+    });
     let unreached = report.networks.iter().filter(|(_, said)| said.state != AttachmentState::Guarded);
-    let mut all = declared.chain(unreached.map(|(name, said)| (name.clone(), &said.message)));
-    all.find(|(name, _)| concerned(name)).map(|(name, message)| Lacks::Bypassed(format!("{name}: {message}")))
+    let unreached = unreached.map(|(name, said)| (said.state == AttachmentState::Closed, name.clone(), &said.message));
+    let (closed, name, message) =
+        declared.chain(unreached).filter(|(_, name, _)| concerned(name)).min_by_key(|(closed, ..)| *closed)?;
+    let message = format!("{name}: {message}");
+    Some(if closed { Lacks::Closed(message) } else { Lacks::Bypassed(message) })
 }
 
 /// What a node's agent says, as a whole.
@@ -175,7 +193,7 @@ pub enum NodeState {
     Reporting,
     /// It has not spoken since the node's boot.
     Silent,
-    /// Traffic there does not pass the rules.
+    /// Traffic there does not pass the rules, or at all.
     Bypassed,
 }
 
@@ -194,7 +212,7 @@ impl NodeState {
 pub fn state_of_node(cluster: &Cluster, node: &str) -> NodeState {
     match speaks_for(cluster, node) {
         Ok(_) => NodeState::Reporting,
-        Err(Lacks::Bypassed(_)) => NodeState::Bypassed,
+        Err(Lacks::Bypassed(_) | Lacks::Closed(_)) => NodeState::Bypassed,
         Err(_) => NodeState::Silent,
     }
 }
@@ -221,7 +239,8 @@ fn speaks_for<'a>(cluster: &'a Cluster, node: &str) -> Result<&'a super::reports
     });
     let report = report.ok_or(Lacks::Report)?;
     match &report.bypassed {
-        Some(message) => Err(Lacks::Bypassed(message.clone())),
+        Some(Bypass { closed: false, message }) => Err(Lacks::Bypassed(message.clone())),
+        Some(Bypass { closed: true, message }) => Err(Lacks::Closed(message.clone())),
         None => Ok(report),
     }
 }

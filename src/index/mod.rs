@@ -433,15 +433,12 @@ impl Index {
 
     /// Whether an address that a target claims is not its own, as others claim it too.
     ///
-    /// Pods get theirs from the cluster's network; what people write into a `NetworkInterface` takes nothing from a pod. The
-    /// pods of one virtual machine may have one address between them: it takes it along when it migrates.
+    /// Pods get theirs from the cluster's network; what people write into a `NetworkInterface` takes nothing from a pod. A
+    /// virtual machine takes its address along when it migrates, and is on two nodes until it has.
     pub fn is_contested(&self, target: &Target, address: IpAddr) -> bool {
         let key = target.key();
         let mut others = self.claimants(address).filter(|other| **other != key && other.kind <= key.kind);
-        others.any(|other| {
-            let machine = self.targets.get(other).and_then(|other| other.machine.as_ref());
-            machine.is_none() || machine != target.machine.as_ref()
-        })
+        others.any(|other| !self.targets.get(other).is_some_and(|other| target.is_machine_of(other)))
     }
 
     /// Whether an address is a node's or a Service's.

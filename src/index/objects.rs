@@ -186,6 +186,16 @@ impl Target {
         TargetName { kind: self.kind, name: self.name.clone(), network: self.network.clone() }
     }
 
+    /// Whether the same virtual machine is behind both: pods that run it, or interfaces that are declared for two nodes and are
+    /// one on the link.
+    pub fn is_machine_of(&self, other: &Self) -> bool {
+        if let (Some(device), Some(others)) = (&self.device, &other.device) {
+            let same = device.mac.eq_ignore_ascii_case(&others.mac) && self.name.namespace == other.name.namespace;
+            return same && self.node != other.node;
+        }
+        self.machine.is_some() && self.machine == other.machine
+    }
+
     /// The same pod on another network, where it has these addresses.
     pub(super) fn on(&self, network: NamespacedName, addresses: impl IntoIterator<Item = IpAddr>) -> Self {
         Self {

@@ -1,6 +1,6 @@
 //! What a keeper of a table has to know of it: its names, its transactions, and what it holds.
 //!
-//! PURE: two tables are kept, by the same means; what they are for is theirs.
+//! PURE: three tables are kept, by the same means; what they are for is theirs.
 
 use super::listing::Contents;
 

@@ -7,6 +7,7 @@
 //! - What changes in place is data: the address sets of groups, and the maps from guarded addresses to profiles.
 //! - What both directions accepted is remembered, and forgotten with the next commit that may take something away.
 
+pub mod bridge;
 pub mod compile;
 pub mod denied;
 pub mod exec;

@@ -284,14 +284,11 @@ fn s15_what_is_wrong_with_a_device_is_said() {
     namespace.until("nic", "late", "Ready", "True", "Watched");
 
     let unfiltered = Sysctl::set("n1", "net.bridge.bridge-nf-call-iptables", "0");
-    // Nobody tells the agent; it looks with every news.
-    namespace.kubectl(&["annotate", "nic", "late", "example.com/look=again"]);
-    let message = namespace.until("nic", "late", "Ready", "False", "BridgeNotFiltered");
+    let message = namespace.until("nic", "late", "Ready", "False", "Closed");
     assert!(message.contains("set net.bridge.bridge-nf-call-iptables"), "{message}");
-    namespace.until("sgb", "db", "Enforced", "False", "Bypassed");
-    namespace.until("sg", "db", "Enforced", "False", "Bypassed");
+    namespace.until("sgb", "db", "Enforced", "False", "Closed");
+    namespace.until("sg", "db", "Enforced", "False", "Closed");
     drop(unfiltered);
-    namespace.kubectl(&["annotate", "nic", "late", "example.com/look-"]);
     namespace.until("nic", "late", "Ready", "True", "Watched");
     namespace.enforced();
 }

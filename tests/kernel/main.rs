@@ -9,6 +9,7 @@
 mod support;
 
 mod bench;
+mod bridges;
 mod cache;
 mod denied;
 mod differential;

@@ -3,6 +3,7 @@
 use super::Places;
 use super::conflist::without_plugin;
 use super::install::{STAND_IN, configurations, draft_of, remove_if_there, replace_unless_changed};
+use crate::nft::bridge::{self, Closed};
 use crate::nft::exec::Nft;
 use crate::nft::own::Watched;
 use crate::nft::{Layout, Ruleset, usage};
@@ -15,7 +16,12 @@ use std::os::unix::fs::PermissionsExt;
 pub async fn remove(places: Places) -> anyhow::Result<()> {
     // First the plugin: without its agent it lets no pod start.
     plugin(&places)?;
-    Nft::default().commit(&(Ruleset::removal() + &Watched::removal() + &usage::removal())).await?;
+    let nft = Nft::default();
+    nft.commit(&(Ruleset::removal() + &Watched::removal() + &usage::removal())).await?;
+    // By itself, and only where there is one: not every kernel knows tables of bridges.
+    if nft.exist([bridge::TABLE, bridge::STAND_IN]).await? != [false, false] {
+        nft.commit(&Closed::removal()).await?;
+    }
     remove_if_there(places.socket())?;
     let run_dir = &places.run_dir;
     for folder in [places.attachments(), run_dir.clone()] {

@@ -102,6 +102,10 @@ fn s15_a_bridge_that_goes_around_the_rules_shows_on_all_that_select_it() {
     assert_eq!(truth::of_binding(&cluster, &key("db")).0.reason, "Bypassed");
     let work = cluster.take_work();
     assert!(work.contains(&Work::Group(key("db"))) && work.contains(&Work::Binding(key("db"))));
+    cluster.set_report("n1", Some(report(2, "Closed")));
+    is(&cluster, "Ready", "False", "Closed");
+    assert_eq!(truth::of_group(&cluster, &key("db")).0.reason, "Closed");
+    assert_eq!(truth::of_binding(&cluster, &key("db")).0.reason, "Closed");
 }
 
 #[test]
@@ -112,6 +116,29 @@ fn s10_addresses_of_others_are_not_its_own() {
     is(&cluster, "Accepted", "False", "AddressConflict");
     take(&mut cluster, &interface("vm", &["172.30.0.1"]));
     is(&cluster, "Accepted", "False", "AddressReserved");
+}
+
+/// While it migrates, a machine has an interface on each of two nodes.
+#[test]
+fn s10_a_machine_takes_its_address_along() {
+    let mut cluster = scene();
+    let mut target = interface("target", &["10.20.0.5"]);
+    let accepted = |cluster: &mut Cluster, target: &NetworkInterface| {
+        take(cluster, target);
+        let status = status::of_interface(cluster, &key("vm"), &Default::default(), NOW).unwrap();
+        status.conditions.into_iter().find(|c| c.type_ == "Accepted").unwrap().reason
+    };
+    assert_eq!(accepted(&mut cluster, &target), "AddressConflict", "two of one node are two");
+    target.spec.node_name = "n2".into();
+    assert_eq!(accepted(&mut cluster, &target), "Accepted");
+    target.spec.mac_address = "52:54:00:00:00:02".into();
+    assert_eq!(accepted(&mut cluster, &target), "AddressConflict", "another on the link is another");
+    target.spec.mac_address = "52:54:00:00:00:01".into();
+    assert_eq!(accepted(&mut cluster, &target), "Accepted");
+    let mut elsewhere = target.clone();
+    elsewhere.metadata.namespace = Some("another".into());
+    elsewhere.spec.node_name = "n3".into();
+    assert_eq!(accepted(&mut cluster, &elsewhere), "AddressConflict", "whoever writes there has no say here");
 }
 
 #[test]

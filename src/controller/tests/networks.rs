@@ -92,6 +92,10 @@ fn s15_what_rules_do_not_reach_is_not_enforced() {
     let (.., message) = world.binding_condition("back", "Enforced");
     assert_eq!(message, "traffic does not pass the rules on: n1 (shop/db on shop/storage: so it is)");
     assert_eq!(world.binding_enforced("front"), is("True", "Enforced"), "the other interface is not concerned");
+    look(&mut world, "uid-db", AttachmentState::Closed, Some("10.30.0.1"));
+    assert_eq!(enforced(&mut world, "back"), is("False", "Closed"));
+    assert_eq!(world.enforced("back"), is("False", "Closed"));
+    assert!(world.agents["n1"].kernel.ruleset.guards.contains_key(&"10.30.0.1".parse().unwrap()), "rules judge it");
     look(&mut world, "another", AttachmentState::Guarded, Some("10.30.0.1"));
     assert_eq!(enforced(&mut world, "back"), is("False", "Bypassed"), "that was another pod of the same name");
     assert_eq!(published(&world, "back"), [""; 0]);

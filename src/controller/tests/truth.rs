@@ -181,6 +181,11 @@ fn s15_rules_that_traffic_goes_around_are_not_enforced() {
     assert_eq!(world.enforced("db"), is("False", "Bypassed"));
     assert!(world.group_condition("db", "Enforced").2.contains("n1 (pods are attached to bridge cni0)"));
     assert_eq!(world.binding_enforced("b"), is("False", "Bypassed"));
+    world.edit_report("n1", |status| {
+        status.conditions.iter_mut().filter(|c| c.type_ == "DataPathReady").for_each(|c| c.reason = "Closed".into());
+    });
+    assert_eq!(world.enforced("db"), is("False", "Closed"));
+    assert_eq!(world.binding_enforced("b"), is("False", "Closed"));
     world.report("n1");
     assert_eq!(world.enforced("db"), is("True", "Enforced"));
 }

@@ -2,6 +2,7 @@
 
 use super::objects::{key, mk_binding, mk_group, mk_node, mk_pod};
 use crate::agent::attachments::Attachments;
+use crate::agent::data_path::Problems;
 use crate::agent::report::status;
 use crate::agent::state::{Desired, State};
 use crate::api::{
@@ -342,7 +343,8 @@ impl World {
     }
 
     /// Likewise, with what is wrong with the node's data path.
-    pub fn report_with(&mut self, node: &str, problems: Vec<String>) {
+    pub fn report_with(&mut self, node: &str, bypassed: Vec<String>) {
+        let problems = Problems { bypassed, ..Problems::default() };
         let Some(agent) = self.agents.get(node) else { return };
         let before = self.reports.get(node).and_then(|r| r.status.clone()).unwrap_or_default();
         let status = status(before, agent.kernel.report.clone(), problems, None, &agent.boot, NOW);
