@@ -188,7 +188,7 @@ fn one_that_is_flooded_does_not_silence_the_others() {
         let flood: Vec<Probe> = (0..FLOOD).map(|i| Probe::new(from, to, Kind::Udp(20_000, 1_000 + i))).collect();
         assert!(wire.send(&flood).iter().all(|outcome| !outcome.arrived));
         // The pod's other address has a rate of its own.
-        let other = *bench.pod(1).addresses.iter().filter(|a| a.is_ipv4() == to.is_ipv4()).next_back().unwrap();
+        let other = *bench.pod(1).addresses.iter().rfind(|a| a.is_ipv4() == to.is_ipv4()).unwrap();
         assert_ne!(other, to);
         assert!(!wire.passes(Probe::new(from, other, Kind::Udp(20_000, 80))));
         let told = ear.heard(&mut wire);

@@ -132,6 +132,7 @@ fn counts_survive_what_becomes_of_the_table_that_guards() {
     let mut wire = Wire::new(&bench.topology);
     let (group, closed) = (allow_in([tcp(8000, app())]), Group::default());
     bench.guard(&[(1, &group)], &[0]);
+    bench.settle();
     count(&bench, 7, &[1], &[]);
     let mut port = 20_000;
     let mut open = |bench: &Bench| {
@@ -148,6 +149,7 @@ fn counts_survive_what_becomes_of_the_table_that_guards() {
     open(&bench);
     bench.guard(&[(1, &closed)], &[]);
     bench.guard(&[(1, &group)], &[0]);
+    bench.settle();
     open(&bench);
     bench.topology.node.netns.apply(["delete table inet ringfence\n", nft::full(&bench.ruleset).as_str()]);
     open(&bench);
