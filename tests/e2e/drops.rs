@@ -11,7 +11,11 @@ use std::sync::mpsc::{self, Receiver};
 const ANYWHERE: &str = "{cidrs: [\"0.0.0.0/0\", \"::/0\"]}";
 
 /// `kubectl sg drops --follow`, for as long as it is held.
-struct Following(Child, Receiver<Value>);
+struct Following {
+    sg: Child,
+    lines: Receiver<Value>,
+    heard: Vec<Value>,
+}
 
 impl Following {
     fn start(arguments: &[&str]) -> Self {
@@ -26,24 +30,25 @@ impl Following {
                 }
             }
         });
-        Self(child, heard)
+        Self { sg: child, lines: heard, heard: Vec::new() }
     }
 
-    /// Waits for one that is like this.
-    fn until(&self, what: &str, is: impl Fn(&Value) -> bool) -> Value {
+    /// One that is like this: of those that came, or that comes.
+    fn until(&mut self, what: &str, is: impl Fn(&Value) -> bool) -> Value {
         loop {
-            let next = self.1.recv_timeout(SOON).unwrap_or_else(|error| panic!("{what}: {error}"));
-            if is(&next) {
-                return next;
+            if let Some(found) = self.heard.iter().find(|denied| is(denied)) {
+                return found.clone();
             }
+            let next = self.lines.recv_timeout(SOON);
+            self.heard.push(next.unwrap_or_else(|error| panic!("{what}: {error}; heard: {:?}", self.heard)));
         }
     }
 }
 
 impl Drop for Following {
     fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
+        let _ = self.sg.kill();
+        let _ = self.sg.wait();
     }
 }
 
@@ -67,7 +72,7 @@ fn a_denied_connection_shows_with_both_ends_and_the_nearest_rule() {
     namespace.bind("server", &["server"], "server");
     namespace.enforced();
     let (server, client) = (&pods["server"], &pods["client"]);
-    let follow = Following::start(&["-n", &namespace.0]);
+    let mut follow = Following::start(&["-n", &namespace.0]);
     assert!(!client.reaches(server, 80));
     for (source, destination) in client.addresses.iter().zip(&server.addresses) {
         let denied = follow.until(destination, |denied| denied["destination"]["address"] == **destination);
