@@ -84,5 +84,6 @@ for choice in ${CLUSTERS:-1.37:ptp 1.33:bridge}; do
 	fi
 	# The next one is another cluster; nothing of this one is reused.
 	tests/cluster/down.sh
-	skip=(--skip deletion:: --skip disruption:: --skip edits:: --skip repair:: --skip lifecycle::s8_an_upgrade)
+	skip=(--skip deletion:: --skip disruption:: --skip drops:: --skip edits:: --skip guests:: --skip lifecycle::s8_an_upgrade)
+	skip+=(--skip moves:: --skip pairs:: --skip plugin:: --skip repair:: --skip usage::)
 done

@@ -3,20 +3,20 @@
 use super::cluster::{Namespace, Running, alone, attempt, calm, command, eventually, on_node, output_of};
 use super::reach::{From, answers_in, target};
 use std::process::Command;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// A machine, which may run or not.
 #[derive(Clone, Copy)]
-struct Machine {
-    name: &'static str,
-    node: &'static str,
-    mac: &'static str,
-    addresses: [&'static str; 2],
+pub struct Machine {
+    pub name: &'static str,
+    pub node: &'static str,
+    pub mac: &'static str,
+    pub addresses: [&'static str; 2],
 }
 
 impl Machine {
     /// Boots it behind a port of the node's bridge, or behind a link of its own.
-    fn boot(self, bridged: bool) -> Guest {
+    pub fn boot(self, bridged: bool) -> Guest {
         let n = self.node.trim_start_matches('n');
         let gateway = format!("10.20.{n}.1,fd20:0:0:{n}::1");
         let mut start = command("guest");
@@ -30,12 +30,12 @@ impl Machine {
         Guest(self.name)
     }
 
-    fn device(&self) -> String {
+    pub fn device(&self) -> String {
         format!("tap-{}", self.name)
     }
 
     /// Declares it, with a label by which bindings find it.
-    fn declare(&self, namespace: &Namespace, app: &str) {
+    pub fn declare(&self, namespace: &Namespace, app: &str) {
         self.declare_with(namespace, app, &self.addresses);
     }
 
@@ -50,30 +50,30 @@ impl Machine {
     }
 
     /// A command in the guest.
-    fn command(&self, arguments: &[&str]) -> Command {
+    pub fn command(&self, arguments: &[&str]) -> Command {
         let mut run = command("guest");
         run.args(["run", self.name]).args(arguments);
         run
     }
 
-    fn run(&self, arguments: &[&str]) -> String {
+    pub fn run(&self, arguments: &[&str]) -> String {
         output_of(self.command(arguments))
     }
 
     /// Which targets answer the guest, like `tcp:10.0.0.1:80`; from one of its addresses, if one is given.
-    fn reaches(&self, source: Option<&str>, targets: &[String]) -> Vec<bool> {
+    pub fn reaches(&self, source: Option<&str>, targets: &[String]) -> Vec<bool> {
         let mut probe = self.command(&["probe", "many", "--timeout", "1s"]);
         probe.args(source.iter().flat_map(|source| ["--source", source])).args(targets);
         output_of(probe).lines().map(answers_in).collect()
     }
 
-    fn on(&self, port: u16) -> Vec<String> {
+    pub fn on(&self, port: u16) -> Vec<String> {
         self.addresses.iter().map(|address| target("tcp", address, port)).collect()
     }
 }
 
 /// A machine that runs, behind a tap of its own.
-struct Guest(&'static str);
+pub struct Guest(&'static str);
 
 impl Drop for Guest {
     fn drop(&mut self) {
@@ -83,14 +83,14 @@ impl Drop for Guest {
     }
 }
 
-fn bind_interfaces(namespace: &Namespace, group: &str, app: &str) {
+pub fn bind_interfaces(namespace: &Namespace, group: &str, app: &str) {
     namespace.apply(&format!(
         "{{apiVersion: ringfence.io/v1alpha1, kind: SecurityGroupBinding, metadata: {{name: {group}}}, \
          spec: {{securityGroups: [{{name: {group}}}], target: {{networkInterfaceSelector: {{matchLabels: {{app: {app}}}}}}}}}}}"
     ));
 }
 
-fn ready(namespace: &Namespace) {
+pub fn ready(namespace: &Namespace) {
     namespace.kubectl(&["wait", "--for=condition=Ready", "nic", "--all", "--timeout=30s"]);
     namespace.enforced();
 }
@@ -109,8 +109,11 @@ const MOVED: Machine =
 const LATE: Machine =
     Machine { name: "late", node: "n1", mac: "52:54:00:00:00:08", addresses: ["10.20.1.8", "fd20:0:0:1::8"] };
 
+const BESIDE: Machine =
+    Machine { name: "beside", node: "n1", mac: "52:54:00:00:00:10", addresses: ["10.20.1.10", "fd20:0:0:1::10"] };
+
 /// MySQL from the members of some groups.
-fn from_groups(groups: &[&str]) -> String {
+pub fn from_groups(groups: &[&str]) -> String {
     let rule = |group: &&str| format!("{{protocol: TCP, ports: [3306], remote: {{securityGroup: {{name: {group}}}}}}}");
     format!("[{}]", groups.iter().map(rule).collect::<Vec<_>>().join(", "))
 }
@@ -283,14 +286,50 @@ fn s15_what_is_wrong_with_a_device_is_said() {
     patch("tap-late");
     namespace.until("nic", "late", "Ready", "True", "Watched");
 
+    // A neighbour on the bridge, whom the group lets in by one port.
+    let _neighbour = BESIDE.boot(true);
+    namespace.group(
+        "db",
+        "[{protocol: TCP, ports: [3306], remote: {cidrs: [10.20.1.10/32, 'fd20:0:0:1::10/128']}}]",
+        None,
+    );
+    namespace.enforced();
+    let reach = || [3306, 22].map(|port| BESIDE.reaches(None, &LATE.on(port)));
+    let judged = [vec![true; 2], vec![false; 2]];
+    assert_eq!(reach(), judged);
     let unfiltered = Sysctl::set("n1", "net.bridge.bridge-nf-call-iptables", "0");
     let message = namespace.until("nic", "late", "Ready", "False", "Closed");
     assert!(message.contains("set net.bridge.bridge-nf-call-iptables"), "{message}");
+    assert_eq!(reach(), [vec![false, true], vec![false; 2]], "closed to IPv4, and judged by IPv6");
+    assert_eq!(From::Node("n1").reaches(&LATE.on(22)), [true; 2], "the node reaches what is on it");
+    assert_eq!(LATE.reaches(None, &BESIDE.on(22)), [false, true], "nor from it");
     namespace.until("sgb", "db", "Enforced", "False", "Closed");
     namespace.until("sg", "db", "Enforced", "False", "Closed");
     drop(unfiltered);
+    let since = Instant::now();
+    eventually("it is open again", || reach() == judged);
+    println!("open again after {:?}", since.elapsed());
     namespace.until("nic", "late", "Ready", "True", "Watched");
     namespace.enforced();
+
+    // What comes up on such a bridge is closed from its first packet on, and what nobody guards is nobody's concern.
+    drop(_guest);
+    let _unfiltered =
+        ["iptables", "ip6tables"].map(|word| Sysctl::set("n1", &format!("net.bridge.bridge-nf-call-{word}"), "0"));
+    namespace.until("nic", "late", "Ready", "False", "DeviceNotFound");
+    let attempts = LATE.addresses.map(|address| {
+        let mut hammer = BESIDE.command(&["probe", "hammer", "tcp", address, "22"]);
+        hammer.args(["--interval", "10ms", "--duration", "10m", "--timeout", "300ms"]);
+        Running::start(hammer)
+    });
+    let _guest = LATE.boot(true);
+    namespace.until("nic", "late", "Ready", "False", "Closed");
+    for said in attempts.map(Running::stop) {
+        assert!(said.contains(" open 0 ") && said.contains(" refused 0 ") && !said.contains("tried 0 "), "{said}");
+    }
+    namespace.kubectl(&["delete", "sgb", "db"]);
+    namespace.until("nic", "late", "Ready", "False", "BridgeNotFiltered");
+    assert_eq!(reach(), [vec![true; 2], vec![true; 2]]);
 }
 
 /// A setting of a node's kernel, for as long as this lives.

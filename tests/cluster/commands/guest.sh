@@ -3,11 +3,14 @@
 #
 # usage: guest start NODE NAME [--bridge BRIDGE | --routed] --mac MAC --address A[,A6] --gateway G[,G6]
 #        guest run NAME COMMAND…
+#        guest migrate NAME NODE
 #        guest stop NAME
 #
 # The guest is behind tap-NAME, a port of the BRIDGE (br0), which has the
 # gateway's addresses and is made if missing; or a link of its own, to which
-# routes lead. A gateway may say how long its subnet's prefix is: 10.20.1.65/26.
+# routes lead from everywhere. A gateway may say how long its subnet's prefix
+# is: 10.20.1.65/26. Only guests with a link of their own migrate, and go on
+# running on the other NODE.
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/../lib/common.sh"
 source "$cluster_sources/lib/network.sh"
@@ -40,13 +43,24 @@ start() {
 	if [[ -d $state/guests/$name ]]; then stop "$name"; fi
 	local folder=$state/guests/$name
 	mkdir -p "$folder"
-	echo "$node" >"$folder/node"
 	plan "$bridge" "$addresses" "$gateways"
-	plug_in_guest "$node" "tap-$name" "$bridge"
+	for channel in "${channels[@]}"; do mkfifo "$folder/$channel.in" "$folder/$channel.out"; done
+	declare -p bridge mac bare inner routers outer >"$folder/plan"
+	boot "$node" "$name"
+	lead_to "$node"
+	# Commands wait in the channel until there is somebody to obey them.
+	patience=60
+	run "$name" true
+}
 
-	local devices=()
+# boot NODE NAME [OPTION…] plugs a planned guest in and starts its machine.
+boot() {
+	local node=$1 name=$2 folder=$state/guests/$2 devices=() channel
+	shift 2
+	echo "$node" >"$folder/node"
+	plug_in_guest "$node" "tap-$name" "$bridge"
+	mkfifo "$folder/$node.in" "$folder/$node.out"
 	for channel in "${channels[@]}"; do
-		mkfifo "$folder/$channel.in" "$folder/$channel.out"
 		devices+=(-chardev "pipe,id=channel$channel,path=$folder/$channel" -device "virtserialport,chardev=channel$channel,nr=$channel")
 	done
 	inside "$node" qemu-system-x86_64 -name "$name" -accel tcg -m 128 \
@@ -56,10 +70,35 @@ start() {
 		-netdev "tap,id=net,ifname=tap-$name,script=no,downscript=no" \
 		-device "virtio-net-pci,netdev=net,mac=$mac,romfile=" \
 		-device virtio-serial-pci "${devices[@]}" \
-		-daemonize -pidfile "$folder/pid"
-	# Commands wait in the channel until there is somebody to obey them.
-	patience=60
-	run "$name" true
+		-chardev "pipe,id=monitor,path=$folder/$node" -mon chardev=monitor,mode=readline \
+		-daemonize -pidfile "$folder/pid" "$@"
+}
+
+# Its memory goes from one process to another, on the same machine as it
+# happens, and the guest does not notice. No command may run in it meanwhile.
+migrate() {
+	local name=$1 node=$2 folder=$state/guests/$1 from pid line
+	local bridge mac bare inner routers outer
+	pid=$(guest_pid "$name") || fail "guest $name is not running"
+	from=$(cat "$folder/node")
+	# shellcheck disable=SC1091 # written by start
+	source "$folder/plan"
+	[[ -z $bridge ]] || fail "guest $name is on bridge $bridge"
+	[[ $node != "$from" ]] || fail "guest $name is on $node"
+	# Each process keeps the file of its number to itself.
+	mv "$folder/pid" "$folder/pid.leaving"
+	boot "$node" "$name" -incoming "unix:$folder/memory"
+	echo "migrate unix:$folder/memory" >"$folder/$from.in"
+	exec {monitor}<"$folder/$node.out"
+	until [[ ${line:-} == *"VM status: running"* ]]; do
+		[[ ${line:-} == *"VM status"* || -z ${line:-} ]] && echo "info status" >"$folder/$node.in"
+		IFS= read -r -t 20 -u "$monitor" line || fail "guest $name did not arrive on $node"
+	done
+	kill -KILL "$pid"
+	while [[ -d /proc/$pid ]]; do sleep 0.02; done
+	unplug_guest "$from" "tap-$name"
+	rm -f "$folder/$from.in" "$folder/$from.out" "$folder/memory" "$folder/pid.leaving"
+	lead_to "$node"
 }
 
 list() {
@@ -96,8 +135,10 @@ plug_in_guest() {
 	local node=$1 tap=$2 bridge=$3 address
 	ip -n "$prefix-$node" tuntap add dev "$tap" mode tap
 	if [[ -z $bridge ]]; then
+		# A guest that comes from another node finds its router where it was.
+		ip -n "$prefix-$node" link set "$tap" address ee:ee:ee:ee:ee:ee
 		add_addresses "$node" "$tap" "${outer[@]}"
-		for address in "${inner[@]}"; do ip -n "$prefix-$node" route add "$address" dev "$tap"; done
+		for address in "${inner[@]}"; do ip -n "$prefix-$node" route replace "$address" dev "$tap"; done
 		return
 	fi
 	(
@@ -111,6 +152,31 @@ plug_in_guest() {
 		fi
 		ip -n "$prefix-$node" link set "$tap" master "$bridge" up
 	) 9>"$state/guests/$node.lock"
+}
+
+# lead_to NODE makes all places reach a guest with a link of its own there,
+# whatever range its addresses are of.
+lead_to() {
+	local place address
+	[[ -z $bridge ]] || return 0
+	for place in "${places[@]}"; do
+		[[ $place != "$1" ]] || continue
+		for address in "${inner[@]}"; do
+			case $address in
+			*:*) ip -n "$prefix-$place" route replace "$address" via "$(node_v6 "$1")" ;;
+			*) ip -n "$prefix-$place" route replace "$address" via "$(node_v4 "$1")" ;;
+			esac
+		done
+	done
+}
+
+# Undoes lead_to: its addresses lead to the node of their range.
+forget_way() {
+	local place address
+	[[ -z $bridge ]] || return 0
+	for place in "${places[@]}"; do
+		for address in "${inner[@]}"; do ip -n "$prefix-$place" route delete "$address" 2>/dev/null || true; done
+	done
 }
 
 unplug_guest() {
@@ -127,24 +193,29 @@ unplug_guest() {
 	) 9>"$state/guests/$node.lock"
 }
 
-# guest_pid NAME prints the number of its process, if that is alive.
+# guest_pid NAME [FILE] prints the number of its process, if that is alive.
 guest_pid() {
 	local pid
-	pid=$(cat "$state/guests/$1/pid" 2>/dev/null) || return 1
+	pid=$(cat "$state/guests/$1/${2:-pid}" 2>/dev/null) || return 1
 	# The number may belong to somebody else by now.
 	grep -qzF "$state/guests/$1/" "/proc/$pid/cmdline" 2>/dev/null || return 1
 	echo "$pid"
 }
 
 stop() {
-	local name=$1 pid
+	local name=$1 pid bridge mac bare inner routers outer
 	[[ -d $state/guests/$name ]] || fail "no guest $name"
 	# Nothing in it is worth an orderly end.
-	while pid=$(guest_pid "$name"); do
+	while pid=$(guest_pid "$name" || guest_pid "$name" pid.leaving); do
 		kill -KILL "$pid" 2>/dev/null || true
 		sleep 0.02
 	done
 	unplug_guest "$(cat "$state/guests/$name/node")" "tap-$name"
+	if [[ -e $state/guests/$name/plan ]]; then
+		# shellcheck disable=SC1091
+		source "$state/guests/$name/plan"
+		forget_way
+	fi
 	rm -rf "${state:?}/guests/$name"
 }
 
@@ -200,6 +271,7 @@ shift || true
 case $action in
 start) (($# >= 2)) || usage ;;
 run) (($# >= 2)) || usage ;;
+migrate) (($# == 2)) || usage ;;
 stop) (($# == 1)) || usage ;;
 *) usage ;;
 esac

@@ -20,6 +20,7 @@ probe many [--timeout 1s] [--source A] tcp:10.0.0.1:80 udp:[fd00::1]:53 icmp:fd0
 probe stream tcp|udp ADDR PORT [--interval 10ms] [--duration 5s] [--oneway] [--source A]
 probe stream icmp ADDR [--interval 10ms] [--duration 5s] [--source A]
 probe hammer tcp ADDR PORT [--interval 20ms] [--duration 5s] [--timeout 1s] [--source A]
+probe advertise PREFIX/64
 probe sleep
 
 Results: open NAME RTT [SEEN] | timeout | refused | unreachable
@@ -31,14 +32,15 @@ Exit status: 0 open, 1 any other result, 2 wrong usage
 var errNotOpen = errors.New("not open")
 
 var commands = map[string]func(ctx context.Context, args []string) error{
-	"serve":  serve,
-	"sleep":  sleep,
-	"many":   many,
-	"stream": stream,
-	"hammer": hammer,
-	"tcp":    func(ctx context.Context, args []string) error { return once(ctx, "tcp", args) },
-	"udp":    func(ctx context.Context, args []string) error { return once(ctx, "udp", args) },
-	"icmp":   func(ctx context.Context, args []string) error { return once(ctx, "icmp", args) },
+	"serve":     serve,
+	"sleep":     sleep,
+	"advertise": advertise,
+	"many":      many,
+	"stream":    stream,
+	"hammer":    hammer,
+	"tcp":       func(ctx context.Context, args []string) error { return once(ctx, "tcp", args) },
+	"udp":       func(ctx context.Context, args []string) error { return once(ctx, "udp", args) },
+	"icmp":      func(ctx context.Context, args []string) error { return once(ctx, "icmp", args) },
 }
 
 func main() {
