@@ -8,7 +8,8 @@ use crate::api::conditions::{DATA_PATH_READY, ENFORCED};
 use crate::api::{SecurityGroupBindingStatus, SecurityGroupStatus};
 use crate::controller::cluster::Work;
 use crate::controller::status;
-use crate::index::name_of;
+
+use crate::index::{Target, name_of};
 use crate::nft::Name;
 use crate::policy::{Family, NamespacedName};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
@@ -117,8 +118,17 @@ fn step() -> impl Strategy<Value = Step> {
 
 /// Uid and generation of rules.
 type Revision = (String, i64);
-/// The addresses they guard, pod by pod.
-type Guarded = BTreeSet<(NamespacedName, IpAddr)>;
+/// The addresses they guard, and how many pods claim each. An address that goes from one pod to another at once is guarded as
+/// before.
+type Guarded = BTreeMap<IpAddr, usize>;
+
+fn guarded<'a>(targets: impl Iterator<Item = &'a Target>) -> Guarded {
+    let mut guarded = Guarded::new();
+    for address in targets.flat_map(Target::claimed) {
+        *guarded.entry(*address).or_default() += 1;
+    }
+    guarded
+}
 
 /// What is in a node's kernel, by name and address, no digests.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -132,13 +142,11 @@ impl View {
     fn of(state: &mut State, desired: &Desired) -> Self {
         let mut view = Self::default();
         for group in state.index.groups() {
-            let members = state.index.members(&group.name);
-            let guarded = members.flat_map(|p| p.claimed().iter().map(|a| (p.name.clone(), *a))).collect();
+            let guarded = guarded(state.index.members(&group.name));
             view.groups.insert(group.name.clone(), ((group.uid.clone(), group.rules_generation), guarded));
         }
         for binding in state.index.bindings() {
-            let targets = state.index.targets(&binding.name);
-            let guarded = targets.flat_map(|p| p.claimed().iter().map(|a| (p.name.clone(), *a))).collect();
+            let guarded = guarded(state.index.targets(&binding.name));
             view.bindings.insert(binding.name.clone(), ((binding.uid.clone(), binding.generation), guarded));
         }
         view.groups.retain(|_, (_, guarded)| !guarded.is_empty());
