@@ -90,7 +90,7 @@ pub struct Args {
     pub observe: SocketAddr,
     /// How denied connections are told of.
     #[command(flatten)]
-    pub denied: denials::Args,
+    pub denied: denials::Telling,
     #[command(flatten)]
     anti_spoofing: AntiSpoofing,
     /// How new pods are made to wait.
@@ -253,7 +253,7 @@ pub async fn run(args: Args, client: Client, shutdown: Shutdown) -> anyhow::Resu
 
 /// Decides whether the kernel is to tell of denied packets, and listens to it if so.
 async fn tell_of_denied(
-    args: &denials::Args,
+    args: &denials::Telling,
     node: &str,
     (state, in_force): (&Shared, &Receiver<Published>),
     metrics: &Metrics,

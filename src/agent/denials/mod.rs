@@ -34,7 +34,7 @@ const BACKLOG: usize = 256;
 
 /// How denied connections are told of.
 #[derive(Clone, Debug, clap::Args)]
-pub struct Args {
+pub struct Telling {
     /// Of how many denied packets a second the kernel tells the agent, for each guarded address; 0: of none.
     #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u32).range(0..=1000))]
     pub denied_rate: u32,

@@ -8,7 +8,6 @@ use crate::api::conditions::{DATA_PATH_READY, ENFORCED};
 use crate::api::{SecurityGroupBindingStatus, SecurityGroupStatus};
 use crate::controller::cluster::Work;
 use crate::controller::status;
-
 use crate::index::{Target, name_of};
 use crate::nft::Name;
 use crate::policy::{Family, NamespacedName};
