@@ -2,15 +2,14 @@
 //!
 //! Owns: the netlink socket. Must not: interpret; [`nflog`](super::nflog) does.
 
+use super::monitor::{netlink, waited_for};
 use super::nflog::{Told, answer, packets, requests};
 use super::skeleton::LOG_GROUP;
 use rustix::io::Errno;
-use rustix::net::netlink::{NETFILTER, SocketAddrNetlink};
-use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType};
-use rustix::net::{bind, recvfrom, sendto, socket_with, sockopt};
+use rustix::net::netlink::SocketAddrNetlink;
+use rustix::net::{RecvFlags, SendFlags, bind, recvfrom, sendto, sockopt};
 use std::io;
 use std::os::fd::OwnedFd;
-use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
 /// Some thousand packets. What is beyond is lost, which is noticed.
@@ -46,8 +45,7 @@ impl Denied {
 
     /// Likewise, with room for so many bytes that were not taken in yet.
     pub fn with_buffer(bytes: usize) -> io::Result<Self> {
-        let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
-        let socket = socket_with(AddressFamily::NETLINK, SocketType::RAW, flags, Some(NETFILTER))?;
+        let socket = netlink()?;
         // Allowed to those who may change tables; the kernel doubles it.
         let _ = sockopt::set_socket_recv_buffer_size_force(&socket, bytes / 2);
         bind(&socket, &SocketAddrNetlink::new(0, 0))?;
@@ -64,11 +62,7 @@ impl Denied {
                 }
             }
         }
-        #[expect(
-            deprecated,
-            reason = "what replaces it is unsafe; an OwnedFd keeps its descriptor, as this one demands"
-        )]
-        let socket = AsyncFd::with_interest(socket, Interest::READABLE)?;
+        let socket = waited_for(socket)?;
         Ok(Self { socket, datagram, next: None })
     }
 

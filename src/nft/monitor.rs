@@ -51,11 +51,7 @@ impl Monitor {
         let _ = sockopt::set_socket_recv_buffer_size_force(&socket, bytes / 2);
         bind(&socket, &SocketAddrNetlink::new(0, GROUP_NFTABLES))?;
         let heard = Heard { ledger: Ledger::default(), tell: Vec::new(), datagram: vec![0; DATAGRAM] };
-        #[expect(
-            deprecated,
-            reason = "what replaces it is unsafe; an OwnedFd keeps its descriptor, as this one demands"
-        )]
-        let socket = AsyncFd::with_interest(socket, Interest::READABLE)?;
+        let socket = waited_for(socket)?;
         Ok(Arc::new(Self { socket, heard: Mutex::new(heard) }))
     }
 
@@ -177,6 +173,12 @@ pub fn generation() -> io::Result<u32> {
 }
 
 /// A socket to ask the kernel of tables.
+/// A socket that tasks wait for until there is something to read.
+#[expect(deprecated, reason = "what replaces it is unsafe; an OwnedFd keeps its descriptor, as this one demands")]
+pub(super) fn waited_for(socket: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
+    AsyncFd::with_interest(socket, Interest::READABLE)
+}
+
 pub(super) fn netlink() -> rustix::io::Result<OwnedFd> {
     let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
     socket_with(AddressFamily::NETLINK, SocketType::RAW, flags, Some(NETFILTER))

@@ -3,7 +3,7 @@
 //! PURE. A packet comes with its headers and with a prefix, the one of the rule that told of it. The headers of a reply are
 //! turned round: what is reported is the connection, as everywhere.
 
-use super::notification::{CutOff, FAMILY_HEADER, HEADER, REQUEST, attributes, split, text, u16_at, u32_at};
+use super::notification::{CutOff, FAMILY_HEADER, HEADER, REQUEST, attributes, readable, text, u16_at, u32_at};
 use super::skeleton::{LOG_EGRESS, LOG_INGRESS, LOG_REPLY};
 use crate::policy::{Connection, Direction, L4, Transport};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -25,9 +25,7 @@ const SEQUENCE: u16 = 12;
 
 const ICMP: u8 = 1;
 const TCP: u8 = 6;
-const UDP: u8 = 17;
 const ICMPV6: u8 = 58;
-const SCTP: u8 = 132;
 
 /// One packet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -53,21 +51,7 @@ pub struct Told {
 
 /// The packets of one datagram.
 pub fn packets(datagram: &[u8]) -> impl Iterator<Item = Result<Packet, CutOff>> {
-    let mut rest = datagram;
-    std::iter::from_fn(move || {
-        while !rest.is_empty() {
-            let Some((message, after)) = split(rest, HEADER, |header| u32_at(header, 0).map(|length| length as usize))
-            else {
-                rest = &[];
-                return Some(Err(CutOff));
-            };
-            rest = after;
-            if let Some(packet) = packet(message) {
-                return Some(Ok(packet));
-            }
-        }
-        None
-    })
+    readable(datagram, packet)
 }
 
 fn packet(message: &[u8]) -> Option<Packet> {
@@ -160,12 +144,7 @@ impl<'a> Header<'a> {
     }
 
     fn transport(&self) -> Option<Transport> {
-        match self.protocol {
-            TCP => Some(Transport::Tcp),
-            UDP => Some(Transport::Udp),
-            SCTP => Some(Transport::Sctp),
-            _ => None,
-        }
+        Transport::of_number(self.protocol)
     }
 
     fn ports(&self) -> Option<(u16, u16)> {
@@ -261,6 +240,8 @@ pub fn answer(datagram: &[u8]) -> Option<i32> {
 mod tests {
     use super::super::skeleton::LOG_GROUP;
     use super::*;
+
+    const UDP: u8 = 17;
 
     /// A message as kernel 6.18 sends it: of some attributes that are not read, and these.
     fn message(prefix: &str, payload: &[u8], sequence: u32) -> Vec<u8> {

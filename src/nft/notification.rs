@@ -110,6 +110,14 @@ pub struct CutOff;
 
 /// The messages of one datagram.
 pub fn notifications(datagram: &[u8]) -> impl Iterator<Item = Result<Notification<'_>, CutOff>> {
+    readable(datagram, notification)
+}
+
+/// What can be read of each message of a datagram; those of which nothing can are left out.
+pub(super) fn readable<'a, T>(
+    datagram: &'a [u8],
+    read: impl Fn(&'a [u8]) -> Option<T>,
+) -> impl Iterator<Item = Result<T, CutOff>> {
     let mut rest = datagram;
     std::iter::from_fn(move || {
         while !rest.is_empty() {
@@ -119,8 +127,8 @@ pub fn notifications(datagram: &[u8]) -> impl Iterator<Item = Result<Notificatio
                 return Some(Err(CutOff));
             };
             rest = after;
-            if let Some(notification) = notification(message) {
-                return Some(Ok(notification));
+            if let Some(content) = read(message) {
+                return Some(Ok(content));
             }
         }
         None
@@ -184,7 +192,7 @@ pub(super) fn attributes(mut rest: &[u8]) -> impl Iterator<Item = (u16, &[u8])> 
 }
 
 /// Splits something off that says how long it is, and the padding behind it.
-pub(super) fn split(bytes: &[u8], header: usize, length: impl Fn(&[u8]) -> Option<usize>) -> Option<(&[u8], &[u8])> {
+fn split(bytes: &[u8], header: usize, length: impl Fn(&[u8]) -> Option<usize>) -> Option<(&[u8], &[u8])> {
     let length = length(bytes).filter(|length| *length >= header)?;
     let first = bytes.get(..length)?;
     Some((first, bytes.get(length.next_multiple_of(ALIGNMENT)..).unwrap_or_default()))

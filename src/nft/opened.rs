@@ -69,12 +69,10 @@ impl Opened {
     pub fn connection(&self) -> Connection {
         let Self { source, destination, protocol, number } = *self;
         let [type_, code] = number.to_be_bytes();
-        let l4 = match (protocol, Family::of(source)) {
-            (6, _) => L4::Ports(Transport::Tcp, number),
-            (17, _) => L4::Ports(Transport::Udp, number),
-            (132, _) => L4::Ports(Transport::Sctp, number),
-            (1, Family::V4) | (58, Family::V6) => L4::Icmp(type_, code),
-            _ => L4::Other,
+        let l4 = match (Transport::of_number(protocol), protocol, Family::of(source)) {
+            (Some(transport), ..) => L4::Ports(transport, number),
+            (None, 1, Family::V4) | (None, 58, Family::V6) => L4::Icmp(type_, code),
+            (None, ..) => L4::Other,
         };
         Connection { source, destination, l4 }
     }

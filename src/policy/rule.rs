@@ -147,6 +147,16 @@ pub enum Transport {
 impl Transport {
     /// All of them, in the order in which they are rendered.
     pub const ALL: [Self; 3] = [Self::Tcp, Self::Udp, Self::Sctp];
+
+    /// The protocol with this number, if it has ports.
+    pub fn of_number(protocol: u8) -> Option<Self> {
+        match protocol {
+            6 => Some(Self::Tcp),
+            17 => Some(Self::Udp),
+            132 => Some(Self::Sctp),
+            _ => None,
+        }
+    }
 }
 
 /// Which ICMP.
