@@ -1,6 +1,7 @@
 //! Finds the revisions that the kernel refuses, so that one bad group does not hold up the others (S13).
 
-use super::state::{HeldBack, Revision};
+use super::committed::Revision;
+use super::state::HeldBack;
 use crate::policy::NamespacedName;
 use std::collections::BTreeMap;
 

@@ -3,12 +3,23 @@
 //! PURE. Made with each ruleset, from the same parts, so that whoever asks for a verdict is told of the rules in force, not of
 //! those that are on their way.
 
-use super::state::Revision;
 use crate::index::TargetName;
-use crate::policy::{Connection, Direction, Interface, NamespacedName, Verdict, World};
+use crate::nft::usage::Guarded;
+use crate::policy::{self, Connection, Direction, Interface, NamespacedName, Verdict, World};
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
+
+/// The rules of a group at one generation.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Revision {
+    /// The group's uid.
+    pub uid: String,
+    /// The generation of the rules.
+    pub generation: i64,
+    /// The rules.
+    pub rules: Arc<policy::Group>,
+}
 
 /// What guards an address.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -35,16 +46,16 @@ pub struct Committed {
     pub ends: BTreeMap<IpAddr, Arc<End>>,
     /// The addresses of groups that rules name.
     pub members: BTreeMap<NamespacedName, Arc<BTreeSet<IpAddr>>>,
-    /// The generation of the rules of each group that is attached to something.
-    pub generations: BTreeMap<NamespacedName, i64>,
+    /// The groups that are attached to something.
+    pub groups: BTreeMap<NamespacedName, Revision>,
     /// The node's own addresses: from these it reaches its pods (S11).
     pub node: BTreeSet<IpAddr>,
 }
 
 impl Committed {
-    /// With these revisions.
-    pub fn set_revisions(&mut self, revisions: &BTreeMap<NamespacedName, Revision>) {
-        self.generations = revisions.iter().map(|(group, revision)| (group.clone(), revision.generation)).collect();
+    /// The addresses whose connections are to be counted.
+    pub fn guarded(&self) -> Guarded {
+        self.ends.keys().copied().collect()
     }
 
     /// The groups, of those that rules here name or that are attached here, that an address is known to be in.

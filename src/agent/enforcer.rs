@@ -4,21 +4,20 @@ use super::Shared;
 use super::announce::Announcer;
 use super::attachments::Settled;
 use super::check::find_refused;
+use super::committed::Committed;
 use super::data_path;
 use super::kernel::{Damage, Kernel};
 use super::metrics::Metrics;
 use super::published::{Examiner, Published};
 use super::remotes::Remotes;
 use super::report::Reporter;
-use super::state::{Desired, Revision};
+use super::state::Desired;
 use super::usage::Usage;
 use crate::api::conditions::listed;
 use crate::nft::Ruleset;
 use crate::nft::exec::NftError;
 use crate::observe::{Change, Table};
-use crate::policy::NamespacedName;
 use crate::runtime::coalesce::Reason;
-use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::sync::watch;
@@ -46,8 +45,8 @@ pub struct Enforcer {
     told: Told,
     /// Nothing was committed yet by this agent: what another one left is in force, and members of groups are missing here.
     first: bool,
-    /// The revisions last known to be good, which outlive a failure.
-    good: BTreeMap<NamespacedName, Revision>,
+    /// What was last known to be good, which outlives a failure.
+    good: Arc<Committed>,
 }
 
 impl Enforcer {
@@ -61,7 +60,7 @@ impl Enforcer {
         kernel: Kernel<Ruleset>,
         told: Told,
     ) -> Self {
-        Self { state, remotes, reporter, metrics, announcer, kernel, told, first: true, good: BTreeMap::new() }
+        Self { state, remotes, reporter, metrics, announcer, kernel, told, first: true, good: Arc::default() }
     }
 
     /// One round: from the state as it is now to a commit and a report of it. Who asked for a look at the table is told what
@@ -87,7 +86,7 @@ impl Enforcer {
                 break;
             }
         }
-        self.told.usage.enforced(desired.enforced.clone());
+        self.told.usage.about_to_commit(desired.committed.clone());
         let started = Instant::now();
         let outcome = match self.kernel.enforce(desired.ruleset.clone(), compare).await {
             // Only the kernel's own "no" is about what was asked; all else is about the moment.
@@ -95,13 +94,14 @@ impl Enforcer {
                 tracing::error!(%message, "the kernel refused the whole ruleset, looking for the group at fault");
                 self.hold_back(&desired).await;
                 desired = self.state.lock().desired();
+                self.told.usage.about_to_commit(desired.committed.clone());
                 self.kernel.enforce(desired.ruleset.clone(), false).await
             }
             outcome => outcome,
         };
         self.metrics.committed(started.elapsed(), &outcome, &desired.ruleset);
         let damage = outcome?;
-        self.publish(&mut desired, damage.as_ref());
+        self.publish(&desired, damage.as_ref());
         if let Some(damage) = damage.clone() {
             self.announcer.repaired(damage);
         }
@@ -112,24 +112,24 @@ impl Enforcer {
         let addresses = desired.ruleset.guards.keys().copied();
         let bridges_are_closed = self.state.lock().bridges_are_closed;
         self.reporter.report(desired.report, data_path::problems(addresses, bridges_are_closed));
-        self.good = desired.revisions;
+        self.good = desired.committed;
         Ok(damage)
     }
 
-    fn publish(&self, desired: &mut Desired, damage: Option<&Damage>) {
-        let committed = Arc::new(std::mem::take(&mut desired.committed));
+    fn publish(&self, desired: &Desired, damage: Option<&Damage>) {
         let change = damage.map(|damage| Change { what: damage.to_string(), repaired: jiff::Timestamp::now() });
         self.told.published.send_modify(|published| {
-            published.committed = committed;
+            published.committed = desired.committed.clone();
             published.last_change = change.or(published.last_change.take());
         });
     }
 
     /// Says why there was something to commit, as far as it is rules.
     fn trace(&self, desired: &Desired, took: Duration) {
-        let changed = desired.revisions.iter().filter(|(name, now)| self.good.get(*name) != Some(*now));
+        let (good, now) = (&self.good.groups, &desired.committed.groups);
+        let changed = now.iter().filter(|(name, now)| good.get(*name) != Some(*now));
         let changed = listed(changed.map(|(name, now)| format!("{name} generation {}", now.generation)));
-        let gone = listed(self.good.keys().filter(|name| !desired.revisions.contains_key(*name)));
+        let gone = listed(good.keys().filter(|name| !now.contains_key(*name)));
         if !(changed.is_empty() && gone.is_empty()) {
             tracing::info!(%changed, %gone, guarded = desired.ruleset.guards.len(), ?took, "rules are in the kernel");
         }
@@ -137,8 +137,8 @@ impl Enforcer {
 
     /// Finds the revisions that the kernel refuses, and keeps them out until they change.
     async fn hold_back(&self, desired: &Desired) {
-        let wanted = &desired.revisions;
-        let refused = find_refused(&self.good, wanted, async |tried| {
+        let wanted = &desired.committed.groups;
+        let refused = find_refused(&self.good.groups, wanted, async |tried| {
             let ruleset = self.state.lock().desired_with(wanted, tried).ruleset;
             self.kernel.refuses(&ruleset).await
         })

@@ -146,7 +146,7 @@ impl Observer {
             node: self.node.to_string(),
             table,
             last_change,
-            generations: committed.generations.iter().map(|(group, number)| (group.to_string(), *number)).collect(),
+            generations: committed.groups.iter().map(|(group, of)| (group.to_string(), of.generation)).collect(),
             verdicts: connections
                 .iter()
                 .map(|connection| [Direction::Egress, Direction::Ingress].map(|d| verdict(d, connection)))
@@ -187,7 +187,7 @@ async fn write(writer: &mut OwnedWriteHalf, bytes: &[u8]) -> std::io::Result<()>
 
 #[cfg(test)]
 mod tests {
-    use super::super::committed::{Committed, End};
+    use super::super::committed::{Committed, End, Revision};
     use super::super::metrics::Metrics;
     use super::super::state::State;
     use super::super::{RETRY, Shared};
@@ -219,15 +219,16 @@ mod tests {
         let remote = Remote::Cidrs([parse_cidr("192.0.2.0/24").unwrap()].into_iter().collect());
         let rule = Rule { traffic: Traffic::Ports(Transport::Tcp, [80..=80].into_iter().collect()), remote };
         let group = NamespacedName::new("shop", "db");
+        let rules = Arc::new(Group { ingress: vec![rule], egress: vec![] });
         let end = End {
             target: Some(TargetName::pod(NamespacedName::new("shop", "db-0"))),
             attached: [group.clone()].into(),
-            rules: Arc::new([(group.clone(), Arc::new(Group { ingress: vec![rule], egress: vec![] }))].into()),
+            rules: Arc::new([(group.clone(), rules.clone())].into()),
         };
         let committed = Committed {
             ends: [(ip(DB), Arc::new(end))].into(),
             members: [(NamespacedName::new("shop", "app"), Arc::new([ip(CLIENT)].into()))].into(),
-            generations: [(group, 3)].into(),
+            groups: [(group, Revision { uid: "uid".to_owned(), generation: 3, rules })].into(),
             node: [ip(NODE)].into(),
         };
         Published { committed: Arc::new(committed), last_change: None }

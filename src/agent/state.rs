@@ -3,10 +3,9 @@
 //! PURE: the same news in any order leads to the same ruleset.
 
 use super::attachments::{Attachments, Settled};
-use super::committed::{Committed, End};
+use super::committed::{Committed, End, Revision};
 use super::extra_addresses::{Allowances, Extra};
 use super::networks::PodNetworks;
-use super::usage::Enforced;
 use crate::api::conditions::{GATE_READY, Verdict};
 use crate::api::{
     AttachmentState, EnforcedBinding, EnforcedGroup, EnforcedRemote, EnforcementFailure, PodAttachment,
@@ -14,22 +13,11 @@ use crate::api::{
 };
 use crate::index::{AddressDigest, Index, RemoteMembers, Target, TargetKind, TargetName, Update};
 use crate::nft::{Profile, Ruleset, compile};
-use crate::policy::{self, Interface, NamespacedName};
+use crate::policy::{Interface, NamespacedName};
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::num::NonZeroU32;
 use std::sync::Arc;
-
-/// The rules of a group at one generation.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Revision {
-    /// The group's uid.
-    pub uid: String,
-    /// The generation of the rules.
-    pub generation: i64,
-    /// The rules.
-    pub rules: Arc<policy::Group>,
-}
 
 /// A revision that the kernel refused, and what is enforced in its stead.
 #[derive(Clone, Debug)]
@@ -106,17 +94,13 @@ pub struct Desired {
     /// For the kernel.
     pub ruleset: Ruleset,
     /// The same, for whoever asks what is in force.
-    pub committed: Committed,
-    /// The revisions it is made of.
-    pub revisions: BTreeMap<NamespacedName, Revision>,
+    pub committed: Arc<Committed>,
     /// The groups that its rules name and that exist: their slices are needed.
     pub remotes: BTreeSet<NamespacedName>,
     /// The attachments that it takes into account.
     pub settled: Settled,
     /// For the report.
     pub report: Report,
-    /// For who counts connections.
-    pub enforced: Enforced,
 }
 
 /// The part of a node's report that a commit makes true.
@@ -183,6 +167,7 @@ impl State {
     pub fn desired(&mut self) -> Desired {
         self.settle_addresses();
         let mut desired = Desired { settled: self.settled(), ..Desired::default() };
+        let mut revisions = BTreeMap::new();
         // Targets with the same groups share one.
         let mut profiles: BTreeMap<BTreeSet<&NamespacedName>, Guarding> = BTreeMap::new();
         // Who guards an address; `None` when more than one target claims it.
@@ -209,7 +194,7 @@ impl State {
             for group in &attached {
                 add_all(groups.entry((*group).clone()).or_default(), target);
                 if let Some(revision) = self.revision(group) {
-                    desired.revisions.insert((*group).clone(), revision);
+                    revisions.insert((*group).clone(), revision);
                 }
             }
             match &target.network {
@@ -217,8 +202,7 @@ impl State {
                 Some(network) => desired.report.networks.push(self.attachment(target, network)),
             }
             let names = attached.iter().map(|group| (*group).clone()).collect();
-            let guarding =
-                profiles.entry(attached).or_insert_with_key(|groups| self.profile(groups, &desired.revisions));
+            let guarding = profiles.entry(attached).or_insert_with_key(|groups| self.profile(groups, &revisions));
             let end = Arc::new(End { target: Some(target.key()), attached: names, rules: guarding.interface.clone() });
             for address in target.claimed() {
                 // Who claims the node's address must not close the node, and what is declared takes nothing from a pod.
@@ -255,7 +239,7 @@ impl State {
         // All that the rules name, though a profile needs no set of a remote that a wider rule covers, nor of any while its
         // pods have no address: the controller, which does not compile, expects to hear of each.
         let named: BTreeSet<NamespacedName> =
-            desired.revisions.values().flat_map(|revision| revision.rules.remotes()).cloned().collect();
+            revisions.values().flat_map(|revision| revision.rules.remotes()).cloned().collect();
         let addresses: BTreeMap<NamespacedName, Arc<BTreeSet<IpAddr>>> = named
             .into_iter()
             .map(|group| {
@@ -264,19 +248,13 @@ impl State {
                 (group, addresses)
             })
             .collect();
-        let interfaces = guarded.iter().filter_map(|(a, by)| Some((*a, by.as_ref()?.interface.clone())));
-        desired.enforced.interfaces = interfaces.collect();
-        desired.enforced.members = addresses.clone();
-        let attached = desired.revisions.iter().map(|(name, of)| (name.clone(), (of.uid.clone(), of.rules.clone())));
-        desired.enforced.groups = attached.collect();
         let guarded = guarded.iter().map(|(a, by)| (*a, by.as_ref().map_or(&closed, |by| by.profile.as_ref())));
         // Every remote of every profile is in the map: profiles are made of these revisions.
         desired.ruleset = Ruleset::new(guarded, |group| addresses.get(group).cloned().unwrap_or_default());
         desired.ruleset.told = self.told;
-        desired.committed.ends = ends;
-        desired.committed.node.clone_from(&self.node_addresses);
-        desired.committed.members.clone_from(&addresses);
-        desired.committed.set_revisions(&desired.revisions);
+        desired.report.failures = self.failures(&revisions);
+        let node = self.node_addresses.clone();
+        desired.committed = Arc::new(Committed { ends, members: addresses.clone(), groups: revisions, node });
         desired.remotes = addresses.keys().filter(|group| index.group(group).is_some()).cloned().collect();
         desired.report.groups =
             groups.into_iter().map(|(group, digest)| desired.enforced_group(group, digest)).collect();
@@ -295,7 +273,6 @@ impl State {
                 })
             })
             .collect();
-        desired.report.failures = self.failures(&desired.revisions);
         let ahead = index
             .with_known_addresses()
             .filter(|(pod, _)| index.bindings_of(&TargetName::pod((*pod).clone())).next().is_some());
@@ -435,7 +412,7 @@ impl State {
 
 impl Desired {
     fn enforced_group(&self, name: NamespacedName, digest: AddressDigest) -> EnforcedGroup {
-        let revision = self.revisions.get(&name);
+        let revision = self.committed.groups.get(&name);
         EnforcedGroup {
             uid: revision.map(|r| r.uid.clone()),
             generation: revision.map_or(0, |r| r.generation),

@@ -1,7 +1,8 @@
 //! What a node is to enforce, from what its watches have seen.
 
 use super::check::find_refused;
-use super::state::{Desired, HeldBack, Revision, State};
+use super::committed::Revision;
+use super::state::{Desired, HeldBack, State};
 use crate::api::{SecurityGroup, SecurityGroupBinding, SecurityGroupSlice};
 use crate::index::{AddressDigest, Indexed, TargetName, Update};
 use crate::nft::{Guard, Name, View, compile};
@@ -322,7 +323,7 @@ fn s13_a_revision_that_the_kernel_refused_is_held_back_until_it_changes() {
     state.pod("p1", "db", &["10.0.0.1"]);
     let good = state.desired();
     state.group("db", 2, &["web"]);
-    let instead = good.revisions[&name("db")].clone();
+    let instead = good.committed.groups[&name("db")].clone();
     let held = HeldBack { refused: ("uid-db".into(), 2), instead: Some(instead), message: "no".repeat(1000) };
     state.held_back.insert(name("db"), held);
     let desired = state.desired();
@@ -352,14 +353,14 @@ async fn s13_what_is_held_back_already_does_not_fail_every_trial() {
         state.binding("b", &groups, "db");
         state.pod("p1", "db", &["10.0.0.1"]);
         state.group("bad", 1, &["bad"]);
-        let instead = state.desired().revisions.get(&name("bad")).cloned().filter(|_| good_before);
+        let instead = state.desired().committed.groups.get(&name("bad")).cloned().filter(|_| good_before);
         state.group("bad", 66, &["bad"]);
         let held = HeldBack { refused: ("uid-bad".into(), 66), instead, message: "no".into() };
         state.held_back.insert(name("bad"), held);
-        let good = state.desired().revisions;
+        let good = state.desired().committed.groups.clone();
         state.group("new", 1, &["new"]);
         state.group("worse", 66, &["worse"]);
-        let wanted = state.desired().revisions;
+        let wanted = state.desired().committed.groups.clone();
 
         // The kernel has something against port 66.
         let refuses = |desired: &Desired| {
@@ -371,7 +372,7 @@ async fn s13_what_is_held_back_already_does_not_fail_every_trial() {
         state.held_back.extend(refused);
         let desired = state.desired();
         assert!(refuses(&desired).is_none());
-        assert!(desired.revisions.contains_key(&name("new")));
+        assert!(desired.committed.groups.contains_key(&name("new")));
         assert_eq!(desired.report.failures.len(), 2);
     }
 }
@@ -383,11 +384,11 @@ fn a_trial_changes_nothing() {
     state.binding("b", &["db"], "db");
     state.pod("p1", "db", &["10.0.0.1"]);
     let before = state.desired();
-    let closed_for_now = state.desired_with(&before.revisions, &BTreeMap::new());
+    let closed_for_now = state.desired_with(&before.committed.groups, &BTreeMap::new());
     assert_eq!(closed_for_now.ruleset.guards[&ip("10.0.0.1")], closed());
     let older: BTreeMap<NamespacedName, Revision> =
         [(name("db"), Revision { uid: "uid-db".into(), generation: 0, rules: Arc::default() })].into();
-    assert_eq!(state.desired_with(&before.revisions, &older).revisions, older);
+    assert_eq!(state.desired_with(&before.committed.groups, &older).committed.groups, older);
     let after = state.desired();
     assert_eq!((after.ruleset, after.report), (before.ruleset, before.report));
     assert!(state.held_back.is_empty());
@@ -462,7 +463,7 @@ proptest! {
         let (first, second) = (first.desired(), second.desired());
         prop_assert_eq!(first.ruleset, second.ruleset);
         prop_assert_eq!(first.report, second.report);
-        prop_assert_eq!(first.revisions, second.revisions);
+        prop_assert_eq!(&first.committed.groups, &second.committed.groups);
         prop_assert_eq!(first.remotes, second.remotes);
     }
 }

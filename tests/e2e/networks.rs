@@ -4,6 +4,7 @@
 use super::cluster::{Namespace, Running, alone, calm, kubectl};
 use super::disruption::SYSTEM;
 use super::lifecycle::agents_are_ready;
+use super::plugin::{said, sg};
 use super::reach::{From, Pod, both, pod_manifest};
 use serde_json::Value;
 
@@ -66,7 +67,19 @@ fn s2_s4_each_interface_of_a_pod_has_groups_of_its_own() {
     namespace.group("front", &format!("[{{protocol: TCP, ports: [80], remote: {anywhere}}}]"), None);
     namespace.bind("front", &["front"], "db");
     namespace.group("back-app", "[]", None);
-    bind(&namespace, "back-app", "app", "[bridge]");
+    let attached = sg(&[
+        "attach",
+        "-n",
+        &namespace.0,
+        "back-app",
+        "--to",
+        "app=app",
+        "--name",
+        "back-app",
+        "--networks",
+        "bridge",
+    ]);
+    assert!(attached.status.success() && said(&attached).contains("selects 2 targets"), "{}", said(&attached));
     namespace.group("back", &mysql_from("back-app"), Some("[]"));
     bind(&namespace, "back", "db", &format!("[{}/bridge]", namespace.0));
     namespace.enforced();

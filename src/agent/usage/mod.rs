@@ -13,9 +13,9 @@ mod world;
 mod writer;
 
 pub use metrics::Rows;
-pub use world::Enforced;
 
 use super::Shared;
+use super::committed::Committed;
 use crate::api::NodeUsageSpec;
 use crate::nft::exec::{Nft, NftError};
 use crate::nft::monitor::{Monitor, Watch};
@@ -46,7 +46,7 @@ const MAX_CLOSED: usize = 8;
 
 /// Who is told what is enforced.
 #[derive(Clone)]
-pub struct Usage(mpsc::UnboundedSender<Enforced>);
+pub struct Usage(mpsc::UnboundedSender<Arc<Committed>>);
 
 impl Usage {
     /// Starts to count, as soon as something is enforced.
@@ -58,7 +58,7 @@ impl Usage {
         rows: Rows,
         shutdown: Shutdown,
     ) -> Self {
-        let (enforced, worlds) = mpsc::unbounded_channel();
+        let (told, worlds) = mpsc::unbounded_channel();
         // News are looked for often enough.
         let watch = monitor.watch(&[table::TABLE], || {});
         tokio::spawn(async move {
@@ -67,13 +67,13 @@ impl Usage {
                 () = shutdown.signalled() => {}
             }
         });
-        Self(enforced)
+        Self(told)
     }
 
     /// What is about to be enforced.
-    pub fn enforced(&self, enforced: Enforced) {
+    pub fn about_to_commit(&self, committed: Arc<Committed>) {
         // It lives as long as the agent.
-        let _ = self.0.send(enforced);
+        let _ = self.0.send(committed);
     }
 }
 
@@ -83,7 +83,7 @@ async fn keep(
     state: Shared,
     writer: Writer,
     rows: Rows,
-    mut worlds: mpsc::UnboundedReceiver<Enforced>,
+    mut worlds: mpsc::UnboundedReceiver<Arc<Committed>>,
 ) {
     let Some(first) = worlds.recv().await else { return };
     let written = writer.find().await;

@@ -3,7 +3,8 @@
 //! PURE. Of every epoch the kernel tells how many connections there were in all: what is new is what it tells more than
 //! before. Counts of rules outlive epochs, agents and the interfaces of the node; only when a rule goes, its count does.
 
-use super::world::{Enforced, Recent};
+use super::world::Recent;
+use crate::agent::committed::Committed;
 use crate::api::{NodeUsageSpec, UsedGroup, UsedRule};
 use crate::nft::opened::{Count, Opened};
 use crate::nft::usage::{Epoch, LIFETIME};
@@ -104,16 +105,16 @@ impl Tally {
     /// there. `existing` tells the uid and the latest rules of a group.
     pub fn know(
         &mut self,
-        enforced: &Enforced,
+        committed: &Committed,
         existing: impl Fn(&NamespacedName) -> Option<(String, Option<Arc<Group>>)>,
         now: Timestamp,
     ) {
-        self.attached = enforced.groups.keys().cloned().collect();
+        self.attached = committed.groups.keys().cloned().collect();
         let mut groups = std::mem::take(&mut self.groups);
-        let names: BTreeSet<NamespacedName> = groups.keys().chain(enforced.groups.keys()).cloned().collect();
+        let names: BTreeSet<NamespacedName> = groups.keys().chain(committed.groups.keys()).cloned().collect();
         for name in names {
             let Some((uid, latest)) = existing(&name) else { continue };
-            let in_force = enforced.groups.get(&name).filter(|(of, _)| *of == uid).map(|(_, rules)| rules);
+            let in_force = committed.groups.get(&name).filter(|of| of.uid == uid).map(|of| &of.rules);
             let mut before = groups.remove(&name).filter(|known| known.uid == uid).unwrap_or_default();
             let mut rules = BTreeMap::new();
             let mut keep = |group: &Group, begin: bool| {
@@ -288,6 +289,7 @@ fn whole(time: Timestamp) -> Timestamp {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::agent::committed::{End, Revision};
     use crate::policy::{Interface, PortSet, Remote, Traffic, Transport, parse_cidr};
     use std::net::IpAddr;
 
@@ -312,13 +314,15 @@ mod tests {
     const SERVER: &str = "10.0.0.2";
 
     /// A server with rules for these ports.
-    fn enforced(group: &Arc<Group>) -> Enforced {
+    fn committed(group: &Arc<Group>) -> Arc<Committed> {
         let interface: Interface = [(name(), group.clone())].into();
-        Enforced {
-            interfaces: [(SERVER.parse().unwrap(), Arc::new(interface))].into(),
-            members: BTreeMap::new(),
-            groups: [(name(), ("uid".to_owned(), group.clone()))].into(),
-        }
+        let end = End { rules: Arc::new(interface), ..End::default() };
+        let revision = Revision { uid: "uid".to_owned(), generation: 1, rules: group.clone() };
+        Arc::new(Committed {
+            ends: [(SERVER.parse().unwrap(), Arc::new(end))].into(),
+            groups: [(name(), revision)].into(),
+            ..Committed::default()
+        })
     }
 
     struct World {
@@ -331,7 +335,7 @@ mod tests {
         fn new(ports: &[u16], written: Option<NodeUsageSpec>, now: Timestamp) -> Self {
             let group = group(ports);
             let mut recent = Recent::default();
-            recent.advance(enforced(&group));
+            recent.advance(committed(&group));
             let mut world = Self { tally: Tally::restore(written, now), recent, group };
             world.know(now);
             world
@@ -384,12 +388,12 @@ mod tests {
         );
 
         // No interface here has the group any more: what was counted stays, and nothing begins.
-        world.recent.advance(Enforced::default());
+        world.recent.advance(Arc::default());
         world.group = group(&[80, 83]);
         world.know(at(510));
         assert_eq!((world.used(80), world.used(82), world.used(83)), (Some((5, Some(107))), None, None));
         // A group that is created anew begins anew.
-        world.tally.know(&Enforced::default(), |_| Some(("another".into(), Some(group(&[80])))), at(520));
+        world.tally.know(&Committed::default(), |_| Some(("another".into(), Some(group(&[80])))), at(520));
         assert_eq!(world.used(80), None);
     }
 

@@ -3,31 +3,13 @@
 //! PURE. The verdict is the reference's. Connections are looked at some seconds after they were opened, and who opened one may
 //! be gone by then: so what went is remembered for a while, and is asked where the present has no answer.
 
+use crate::agent::committed::Committed;
 use crate::nft::model::Addresses;
 use crate::nft::opened::Opened;
-use crate::nft::usage::Guarded;
-use crate::policy::{Direction, Group, Interface, NamespacedName, Rule, World};
+use crate::policy::{Direction, Interface, NamespacedName, Rule, World};
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
-
-/// What a node enforces, as far as it decides which rule allows what. Cheap to make: all that is large is shared.
-#[derive(Clone, Debug, Default)]
-pub struct Enforced {
-    /// The guarded addresses, and the rules of each.
-    pub interfaces: BTreeMap<IpAddr, Arc<Interface>>,
-    /// The addresses of groups that rules name.
-    pub members: BTreeMap<NamespacedName, Addresses>,
-    /// The groups that are attached here, with their uids.
-    pub groups: BTreeMap<NamespacedName, (String, Arc<Group>)>,
-}
-
-impl Enforced {
-    /// Whose connections are to be counted.
-    pub fn guarded(&self) -> Guarded {
-        self.interfaces.keys().copied().collect()
-    }
-}
 
 /// What was enforced and is not any more.
 #[derive(Debug, Default)]
@@ -39,34 +21,34 @@ struct Left {
 /// What is enforced, and what was until lately.
 #[derive(Debug, Default)]
 pub struct Recent {
-    now: Enforced,
+    now: Arc<Committed>,
     /// Since the last look, and before it: a connection may be seen one look after it was opened.
     left: [Left; 2],
 }
 
 impl Recent {
     /// What is enforced now.
-    pub fn now(&self) -> &Enforced {
+    pub fn now(&self) -> &Arc<Committed> {
         &self.now
     }
 
     /// Something else is enforced from now on.
-    pub fn advance(&mut self, next: Enforced) {
+    pub fn advance(&mut self, next: Arc<Committed>) {
         let before = std::mem::replace(&mut self.now, next);
         let left = &mut self.left[0];
-        for (address, interface) in before.interfaces {
-            if self.now.interfaces.get(&address).is_none_or(|now| *now != interface) {
-                left.interfaces.entry(address).or_default().push(interface);
+        for (address, end) in &before.ends {
+            if self.now.ends.get(address).is_none_or(|now| now.rules != end.rules) {
+                left.interfaces.entry(*address).or_default().push(end.rules.clone());
             }
         }
-        for (group, addresses) in before.members {
-            let gone = match self.now.members.get(&group) {
-                Some(now) if Arc::ptr_eq(now, &addresses) => continue,
+        for (group, addresses) in &before.members {
+            let gone = match self.now.members.get(group) {
+                Some(now) if Arc::ptr_eq(now, addresses) => continue,
                 Some(now) => Arc::new(addresses.difference(now).copied().collect::<BTreeSet<_>>()),
-                None => addresses,
+                None => addresses.clone(),
             };
             if !gone.is_empty() {
-                left.members.entry(group).or_default().push(gone);
+                left.members.entry(group.clone()).or_default().push(gone);
             }
         }
     }
@@ -84,7 +66,8 @@ impl Recent {
             let (own, _) = connection.ends(direction);
             // Who has the address now comes first, and then who had it last.
             let left = self.left.iter().filter_map(|left| left.interfaces.get(&own)).flat_map(|left| left.iter().rev());
-            for interface in self.now.interfaces.get(&own).into_iter().chain(left) {
+            let now = self.now.ends.get(&own).map(|end| &end.rules);
+            for interface in now.into_iter().chain(left) {
                 let view = View { recent: self, address: own, interface };
                 let mut allowed = false;
                 for (group, rule) in view.allowing(direction, &connection) {
@@ -121,7 +104,8 @@ impl World for View<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::policy::{PortSet, Remote, Traffic, Transport, parse_cidr};
+    use crate::agent::committed::End;
+    use crate::policy::{Group, PortSet, Remote, Traffic, Transport, parse_cidr};
 
     const WEB: &str = "10.0.0.1";
     const APP: &str = "10.0.0.2";
@@ -139,17 +123,18 @@ mod tests {
     }
 
     /// WEB has these groups, each with these rules inwards; APP is in the group app.
-    fn enforced(groups: &[(&str, &[Rule])], app: &[&str]) -> Enforced {
+    fn committed(groups: &[(&str, &[Rule])], app: &[&str]) -> Arc<Committed> {
         let interface: Interface = groups
             .iter()
             .map(|(group, rules)| (name(group), Arc::new(Group { ingress: rules.to_vec(), egress: vec![] })))
             .collect();
         let app: BTreeSet<IpAddr> = app.iter().map(|address| address.parse().unwrap()).collect();
-        Enforced {
-            interfaces: [(WEB.parse().unwrap(), Arc::new(interface))].into(),
+        let end = End { rules: Arc::new(interface), ..End::default() };
+        Arc::new(Committed {
+            ends: [(WEB.parse().unwrap(), Arc::new(end))].into(),
             members: [(name("app"), Arc::new(app))].into(),
-            groups: BTreeMap::new(),
-        }
+            ..Committed::default()
+        })
     }
 
     fn allowing(recent: &Recent, port: u16) -> Vec<String> {
@@ -166,7 +151,7 @@ mod tests {
     fn every_rule_that_allows_a_connection_is_named() {
         let mut recent = Recent::default();
         let app = || Remote::Group(name("app"));
-        recent.advance(enforced(&[("a", &[tcp(80, app()), tcp(81, anyone())]), ("b", &[tcp(80, anyone())])], &[APP]));
+        recent.advance(committed(&[("a", &[tcp(80, app()), tcp(81, anyone())]), ("b", &[tcp(80, anyone())])], &[APP]));
         let expected = ["a ingress TCP 80 sg:shop/app", "b ingress TCP 80 0.0.0.0/0,::/0"];
         assert_eq!(allowing(&recent, 80), expected);
         assert_eq!(allowing(&recent, 81), ["a ingress TCP 81 0.0.0.0/0,::/0"]);
@@ -177,9 +162,9 @@ mod tests {
     fn who_and_what_left_is_remembered_for_two_looks() {
         let app = || Remote::Group(name("app"));
         let rules = [tcp(80, app())];
-        for after in [enforced(&[("a", &rules)], &[]), enforced(&[("a", &[])], &[APP]), Enforced::default()] {
+        for after in [committed(&[("a", &rules)], &[]), committed(&[("a", &[])], &[APP]), Arc::default()] {
             let mut recent = Recent::default();
-            recent.advance(enforced(&[("a", &rules)], &[APP]));
+            recent.advance(committed(&[("a", &rules)], &[APP]));
             recent.advance(after);
             for expected in [1, 1, 0] {
                 assert_eq!(allowing(&recent, 80).len(), expected);
@@ -191,8 +176,8 @@ mod tests {
     #[test]
     fn what_the_present_allows_is_not_counted_for_the_past() {
         let mut recent = Recent::default();
-        recent.advance(enforced(&[("a", &[tcp(80, anyone())])], &[]));
-        recent.advance(enforced(&[("b", &[tcp(80, anyone())])], &[]));
+        recent.advance(committed(&[("a", &[tcp(80, anyone())])], &[]));
+        recent.advance(committed(&[("b", &[tcp(80, anyone())])], &[]));
         assert_eq!(allowing(&recent, 80), ["b ingress TCP 80 0.0.0.0/0,::/0"]);
     }
 }
