@@ -16,6 +16,7 @@ mod drops;
 mod enforcer;
 mod extra_addresses;
 mod gate;
+mod handover;
 pub mod kernel;
 mod metrics;
 mod namespaces;
@@ -33,7 +34,7 @@ mod usage;
 #[cfg(test)]
 mod tests;
 
-use crate::api::{NetworkInterface, SecurityGroup, SecurityGroupBinding};
+use crate::api::{ConnectionHandover, NetworkInterface, SecurityGroup, SecurityGroupBinding};
 use crate::index::{Feed, Update, addresses_of};
 use crate::kubevirt;
 use crate::nft::exec::Nft;
@@ -50,6 +51,7 @@ use attachments::{Attachments, Settled};
 use denials::Denials;
 use enforcer::Enforcer;
 use extra_addresses::Allowances;
+use handover::{Present, Taken};
 use k8s_openapi::api::core::v1::{Namespace, Node, Pod};
 use kernel::Kernel;
 use kube::runtime::watcher;
@@ -181,8 +183,11 @@ pub async fn run(args: Args, client: Client, shutdown: Shutdown) -> anyhow::Resu
     let allowances = AllowanceSink { state: state.clone(), told: [dirty.clone(), attached.clone()] };
     watches.watch::<Namespace, _>(all(), allowances, &synced, "namespaces");
 
+    let (present, machines_here) = channel(Present::new());
+    tokio::spawn(handover::follow(client.clone(), node_name.clone(), machines_here, shutdown.clone()));
+    let known = (&state, &synced, present);
     let (own_addresses_only, watched, networks) =
-        enforce_own_addresses(&anti_spoofing, (&state, &synced), [&dirty, &attached], &monitor, &announcer, &shutdown)?;
+        enforce_own_addresses(&anti_spoofing, known, [&dirty, &attached], &monitor, &announcer, &shutdown)?;
     let (settled, at_gate) = channel(Settled::default());
     if places.wanted() {
         let store = gate::Store::open(places.attachments())?;
@@ -220,6 +225,8 @@ pub async fn run(args: Args, client: Client, shutdown: Shutdown) -> anyhow::Resu
         () = shutdown.signalled() => return Ok(()),
     }
     tracing::info!(node = %node_name, "watches are complete");
+    let to_here = watcher::Config::default().fields(&format!("spec.toNode={node_name}"));
+    watches.watch::<ConnectionHandover, _>(to_here, Taken(state.clone()), &Readiness::default(), "connectionhandovers");
     let writer = usage::Writer::new(client.clone(), &node, shutdown.clone());
     let usage = Usage::start(Nft::default(), &monitor, state.clone(), writer, rows, shutdown.clone());
     let remotes = Remotes::new(watches, state.clone(), dirty.clone());
@@ -292,7 +299,7 @@ fn on_loopback(text: &str) -> Result<SocketAddr, String> {
 /// what it says of itself, up to which revision of the attachments it is committed, and whether the networks of pods are known.
 fn enforce_own_addresses(
     args: &AntiSpoofing,
-    (state, synced): (&Shared, &Readiness),
+    (state, synced, present): (&Shared, &Readiness, Sender<Present>),
     [dirty, attached]: [&Arc<Coalescer>; 2],
     monitor: &Arc<Monitor>,
     announcer: &Announcer,
@@ -308,7 +315,7 @@ fn enforce_own_addresses(
     let kernel = Kernel::new(Nft::default(), monitor, notify());
     let bridges = Kernel::new(Nft::default(), monitor, notify());
     let networks = Readiness::default();
-    let told = Told { dirty: dirty.clone(), networks: networks.register("networks of pods"), said, settled };
+    let told = Told { dirty: dirty.clone(), networks: networks.register("networks of pods"), said, settled, present };
     let mut own_addresses = OwnAddresses::new(args, state.clone(), kernel, bridges, announcer.clone(), told);
     attached.notify();
     tokio::spawn(bridges::follow([dirty.clone(), attached.clone()], shutdown.clone()));

@@ -10,6 +10,7 @@ use super::bridges::{Bridges, Guarded, Unfiltered};
 use super::declared::{self, Declared, Nature, Settled};
 use super::devices::{Cache, Links, links};
 use super::extra_addresses::{Extra, Widest};
+use super::handover::Present;
 use super::kernel::Kernel;
 use super::networks;
 use crate::api::ReportedInterface;
@@ -96,6 +97,8 @@ pub struct Told {
     pub said: watch::Sender<Option<Said>>,
     /// Who waits at the gate: up to where it is true, by the revision of the attachments.
     pub settled: watch::Sender<u64>,
+    /// Who hands connections over: the interfaces that are here.
+    pub present: watch::Sender<Present>,
 }
 
 impl OwnAddresses {
@@ -253,12 +256,16 @@ impl OwnAddresses {
             });
             declared.collect()
         };
-        if declared.is_empty() {
-            return (Devices::new(), Vec::new());
-        }
+        let mut present: Present =
+            declared.iter().map(|declared| (declared.target.name.clone(), declared.addresses.clone())).collect();
         let names = declared.iter().map(|declared| declared.device.name.as_str());
         let natures = Nature::read(names.filter(|name| links.contains_key(*name)));
-        declared::settle(declared, links, &natures, of_pods)
+        let (devices, settled) = declared::settle(declared, links, &natures, of_pods);
+        for settled in settled.iter().filter(|settled| settled.device.is_none()) {
+            present.remove(&NamespacedName::new(&settled.said.namespace, &settled.said.name));
+        }
+        self.told.present.send_if_modified(|before| std::mem::replace(before, present.clone()) != present);
+        (devices, settled)
     }
 
     fn say(&self, status: bool, reason: &'static str, message: String, interfaces: Vec<Settled>) {

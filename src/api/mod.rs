@@ -6,6 +6,7 @@
 mod binding;
 pub mod conditions;
 mod enforcement;
+mod handover;
 mod network_interface;
 pub mod reference;
 mod schema;
@@ -20,6 +21,7 @@ pub use enforcement::{
     AttachmentState, DeviceState, EnforcedBinding, EnforcedGroup, EnforcedRemote, EnforcementFailure, NodeEnforcement,
     NodeEnforcementSpec, NodeEnforcementStatus, PodAttachment, ReportedAttachment, ReportedInterface,
 };
+pub use handover::{ConnectionHandover, ConnectionHandoverSpec, HandedConnection, MAX_CONNECTIONS};
 pub use network_interface::{NetworkInterface, NetworkInterfaceSpec, NetworkInterfaceStatus};
 pub use schema::default_egress;
 pub use security_group::{
@@ -54,6 +56,7 @@ pub fn crds() -> Vec<CustomResourceDefinition> {
         SecurityGroupSlice::crd(),
         NodeEnforcement::crd(),
         NodeUsage::crd(),
+        ConnectionHandover::crd(),
     ];
     crds.into_iter().map(schema::without_nullable).collect()
 }

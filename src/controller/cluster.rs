@@ -3,14 +3,16 @@
 //! PURE: updates in, keys of work out. Writers look up what to write when they get to it, so work is never out of date.
 
 use super::ahead::Ahead;
+use super::handovers::Handovers;
 use super::lock_out::{AdminPorts, Before, Notice};
 use super::membership::Membership;
 use super::reports::{Differences, Reports};
 use super::shards::Shards;
 use super::usage::Usages;
 use crate::api::{
-    NetworkInterface, NetworkInterfaceStatus, NodeEnforcement, NodeUsageSpec, SecurityGroup, SecurityGroupBinding,
-    SecurityGroupBindingStatus, SecurityGroupSlice, SecurityGroupSliceSpec, SecurityGroupStatus, SliceMember,
+    ConnectionHandover, NetworkInterface, NetworkInterfaceStatus, NodeEnforcement, NodeUsageSpec, SecurityGroup,
+    SecurityGroupBinding, SecurityGroupBindingStatus, SecurityGroupSlice, SecurityGroupSliceSpec, SecurityGroupStatus,
+    SliceMember,
 };
 use crate::index::{Changes, Index, TargetKind, TargetName, Update, addresses_of, name_of};
 use crate::policy::NamespacedName;
@@ -29,6 +31,8 @@ pub enum Work {
     Binding(NamespacedName),
     /// The status of a network interface.
     Interface(NamespacedName),
+    /// Where what one node hands over is to go.
+    Handover(String),
 }
 
 /// An object as the API server last showed it, as far as it is ours to write.
@@ -49,6 +53,8 @@ pub struct Cluster {
     pub reports: Reports,
     /// What they count.
     pub usages: Usages,
+    /// What they hand over.
+    pub handovers: Handovers,
     admin_ports: AdminPorts,
     notices: Vec<Notice>,
     ahead: Ahead,
@@ -90,7 +96,8 @@ impl Cluster {
         let wanted = self.shards.iter().flat_map(|(g, s)| s.names().map(|n| Work::Slice(g.clone(), n.clone())));
         let present = self.slices.iter().flat_map(|(g, s)| s.keys().map(|n| Work::Slice(g.clone(), n.clone())));
         let interfaces = self.interfaces.keys().cloned().map(Work::Interface);
-        groups.chain(bindings).chain(interfaces).chain(wanted).chain(present).collect()
+        let handovers = self.handovers.names().cloned().map(Work::Handover);
+        groups.chain(bindings).chain(interfaces).chain(handovers).chain(wanted).chain(present).collect()
     }
 
     /// Puts members where the slices that there are have them, so that taking over from another leader writes nothing.
@@ -102,6 +109,12 @@ impl Cluster {
         for (name, uid) in groups {
             self.start_shards(&name, uid);
         }
+    }
+
+    /// Takes in what a node hands over, as the API server shows it.
+    pub fn see_handover(&mut self, handover: &ConnectionHandover) {
+        let name = self.handovers.see(handover);
+        self.work.insert(Work::Handover(name));
     }
 
     /// Takes in news of targets, groups or bindings.
@@ -252,7 +265,7 @@ impl Cluster {
     /// Whether the API server shows the object that some work is about. A slice is work whether it is there or not.
     pub fn shows(&self, work: &Work) -> bool {
         match work {
-            Work::Slice(..) => true,
+            Work::Slice(..) | Work::Handover(_) => true,
             Work::Group(name) => self.groups.contains_key(name),
             Work::Binding(name) => self.bindings.contains_key(name),
             Work::Interface(name) => self.interfaces.contains_key(name),

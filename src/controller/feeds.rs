@@ -3,7 +3,8 @@
 use super::Shared;
 use super::cluster::{Cluster, Seen};
 use crate::api::{
-    NetworkInterface, NodeEnforcement, NodeUsage, SecurityGroup, SecurityGroupBinding, SecurityGroupSlice,
+    ConnectionHandover, NetworkInterface, NodeEnforcement, NodeUsage, SecurityGroup, SecurityGroupBinding,
+    SecurityGroupSlice,
 };
 use crate::index::{Feed, Indexed, TargetKind, Update, name_of};
 use crate::policy::NamespacedName;
@@ -230,6 +231,33 @@ impl Sink<NodeUsage> for Counted {
 
     fn delete_malformed(&mut self, usage: Malformed) {
         self.0.change(|cluster| cluster.set_usage(&name_of(&usage.meta).name, None));
+    }
+}
+
+/// What nodes hand over.
+pub struct HandedOver(pub Shared);
+
+impl Sink<ConnectionHandover> for HandedOver {
+    fn reset(&mut self, handovers: Vec<ConnectionHandover>, _: Vec<Malformed>) {
+        self.0.change(|cluster| {
+            cluster.handovers = Default::default();
+            handovers.iter().for_each(|handover| cluster.see_handover(handover));
+        });
+    }
+
+    fn apply(&mut self, handover: ConnectionHandover) {
+        self.0.change(|cluster| cluster.see_handover(&handover));
+    }
+
+    fn delete(&mut self, handover: ConnectionHandover) {
+        self.0.change(|cluster| cluster.handovers.forget(&name_of(&handover.metadata).name));
+    }
+
+    // The schema keeps everyone from writing one that cannot be read.
+    fn malformed(&mut self, _: Malformed) {}
+
+    fn delete_malformed(&mut self, handover: Malformed) {
+        self.0.change(|cluster| cluster.handovers.forget(&name_of(&handover.meta).name));
     }
 }
 

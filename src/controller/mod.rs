@@ -7,6 +7,7 @@ mod ahead;
 mod cluster;
 mod events;
 mod feeds;
+mod handovers;
 mod lease;
 pub mod lock_out;
 mod membership;
@@ -23,7 +24,8 @@ mod writers;
 mod tests;
 
 use crate::api::{
-    NetworkInterface, NodeEnforcement, NodeUsage, SecurityGroup, SecurityGroupBinding, SecurityGroupSlice,
+    ConnectionHandover, NetworkInterface, NodeEnforcement, NodeUsage, SecurityGroup, SecurityGroupBinding,
+    SecurityGroupSlice,
 };
 use crate::kubevirt;
 use crate::runtime::admin::{Admin, Readiness};
@@ -32,7 +34,7 @@ use crate::runtime::watch::Watches;
 use crate::runtime::{Backoff, KeyedQueue, Shutdown};
 use cluster::{Cluster, Work};
 use events::Events;
-use feeds::{Counted, Objects, Reported, Serving, Slices, Standing};
+use feeds::{Counted, HandedOver, Objects, Reported, Serving, Slices, Standing};
 use k8s_openapi::api::core::v1::{Node, Pod};
 use k8s_openapi::api::networking::v1::ServiceCIDR;
 use kube::runtime::watcher;
@@ -108,7 +110,7 @@ impl Shared {
 
     fn enqueue(&self, work: impl IntoIterator<Item = Work>) {
         for work in work {
-            let delay = if matches!(work, Work::Slice(..)) { Duration::ZERO } else { STATUS_AFTER };
+            let delay = if matches!(work, Work::Slice(..) | Work::Handover(_)) { Duration::ZERO } else { STATUS_AFTER };
             self.queue.add_after(work, delay);
         }
     }
@@ -142,6 +144,7 @@ pub async fn run(args: Args, client: Client, shutdown: Shutdown) -> anyhow::Resu
     watches.watch::<SecurityGroupSlice, _>(all(), Slices(shared.clone()), &readiness, "securitygroupslices");
     watches.watch::<NodeEnforcement, _>(all(), Reported(shared.clone()), &readiness, "nodeenforcements");
     watches.watch::<NodeUsage, _>(all(), Counted(shared.clone()), &readiness, "nodeusages");
+    watches.watch::<ConnectionHandover, _>(all(), HandedOver(shared.clone()), &readiness, "connectionhandovers");
     watches.watch::<Pod, _>(all(), Objects(shared.clone()), &readiness, "pods");
     watches.watch::<NetworkInterface, _>(all(), Objects(shared.clone()), &readiness, "networkinterfaces");
     watches.watch::<SecurityGroup, _>(all(), Objects(shared.clone()), &readiness, "securitygroups");

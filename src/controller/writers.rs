@@ -2,12 +2,13 @@
 
 use super::cluster::{Cluster, Seen, Work};
 use super::events::{self, Progress, Said};
+use super::handovers::Step;
 use super::metrics::Metrics;
 use super::{Shared, release, status};
 use crate::api::conditions::ENFORCED;
 use crate::api::{
-    FINALIZER, GROUP_LABEL, NetworkInterface, SecurityGroup, SecurityGroupBinding, SecurityGroupSlice,
-    SecurityGroupSliceSpec,
+    ConnectionHandover, FINALIZER, GROUP_LABEL, NetworkInterface, SecurityGroup, SecurityGroupBinding,
+    SecurityGroupSlice, SecurityGroupSliceSpec,
 };
 use crate::policy::NamespacedName;
 use crate::runtime::{Outcome, chain};
@@ -64,6 +65,10 @@ impl Writers {
             Work::Binding(name) => self.binding(&work, name).await,
             Work::Interface(name) => self.interface(&work, name).await,
             Work::Slice(group, name) => self.slice(group, name).await,
+            Work::Handover(name) => match self.handover(name).await {
+                Ok(Some(left)) => return Ok(Outcome::RequeueAfter(left)),
+                result => result.map(drop),
+            },
         };
         if !self.shared.lock().shows(&work) {
             self.progress().forget(&work);
@@ -133,6 +138,27 @@ impl Writers {
         self.metrics.writes.inc();
         self.shared.lock().see_interface(name.clone(), Some((&object).into()));
         Ok(())
+    }
+
+    /// Tells a node that a machine's connections are for it, and deletes what is of no use any more. Returns after how long to
+    /// look again.
+    async fn handover(&self, name: &str) -> kube::Result<Option<Duration>> {
+        let api: Api<ConnectionHandover> = Api::all(self.client.clone());
+        let step = {
+            let cluster = self.shared.lock();
+            cluster.handovers.step(name, &cluster.index, Timestamp::now())
+        };
+        match step.filter(|_| self.leads()) {
+            None => return Ok(None),
+            Some(Step::Wait(left)) => return Ok(Some(left)),
+            Some(Step::Send(node)) => {
+                let patch = Patch::Merge(json!({ "spec": { "toNode": node } }));
+                api.patch(name, &PatchParams::default(), &patch).await?;
+            }
+            Some(Step::Delete) => drop(api.delete(name, &DeleteParams::default()).await?),
+        }
+        self.metrics.writes.inc();
+        Ok(None)
     }
 
     /// Tells what a status says that was written over another: by events, and how long it took.

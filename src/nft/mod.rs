@@ -9,6 +9,7 @@
 
 pub mod bridge;
 pub mod compile;
+pub mod conntrack;
 pub mod denied;
 pub mod exec;
 mod expected;

@@ -93,20 +93,34 @@ fn an_agent_reads_and_writes_its_own_report() {
     let own = agent.tries(&["replace", "--subresource=status", "--dry-run=server", "-f", "-"], &report("n1"));
     assert!(own.is_ok() || own.as_ref().is_err_and(|error| error.contains("the object has been modified")), "{own:?}");
     let replace = ["replace", "--subresource=status", "-f", "-"];
-    agent.may_not(&replace, &report("n2"), "the agent of node n1 may write only the NodeEnforcement n1, not n2");
+    agent.may_not(&replace, &report("n2"), "the agent of node n1 may write only the NodeEnforcement of n1, not of n2");
     let another = json!({ "apiVersion": "ringfence.io/v1alpha1", "kind": "NodeEnforcement", "metadata": { "name": "n3" }, "spec": {} });
-    agent.may_not(&["create", "-f", "-"], &another.to_string(), "may write only the NodeEnforcement n1, not n3");
+    agent.may_not(&["create", "-f", "-"], &another.to_string(), "may write only the NodeEnforcement of n1, not of n3");
     // What it counts is its own alone likewise.
     let usage = json!({
         "apiVersion": "ringfence.io/v1alpha1", "kind": "NodeUsage", "metadata": { "name": "n2" },
         "spec": { "epoch": 1, "until": "2026-01-01T00:00:00Z", "groups": [] },
     });
-    let refusal = "the agent of node n1 may write only the NodeUsage n1, not n2";
+    let refusal = "the agent of node n1 may write only the NodeUsage of n1, not of n2";
     agent.may_not(&["create", "--dry-run=server", "-f", "-"], &usage.to_string(), refusal);
+    // Of its own node's machines alone it tells which connections they have, and not where they went.
+    let handover = |from: &str, to: Option<&str>| {
+        let mut handover = json!({
+            "apiVersion": "ringfence.io/v1alpha1", "kind": "ConnectionHandover", "metadata": { "name": "test" },
+            "spec": { "nodeName": from, "namespace": "default", "networkInterface": "test", "connections": [] },
+        });
+        to.iter().for_each(|to| handover["spec"]["toNode"] = json!(to));
+        handover.to_string()
+    };
+    let create = ["create", "--dry-run=server", "-f", "-"];
+    agent.may(&create, &handover("n1", None));
+    agent.may_not(&create, &handover("n2", None), "may write only the ConnectionHandover of n1, not of n2");
+    agent.may_not(&create, &handover("n1", Some("n2")), "agents do not say which node connections are for");
     agent.may(&["get", "sg,sgb,securitygroupslices", "--all-namespaces"], "");
     for attempt in [
         &["delete", "nodeenforcement", "n1", "--dry-run=server"][..],
         &["delete", "nodeusage", "n1", "--dry-run=server"],
+        &["delete", "connectionhandovers", "--all", "--dry-run=server"],
         &["delete", "pods", "--all", "--all-namespaces", "--dry-run=server"],
         &["get", "secrets", "--all-namespaces"],
         &["get", "configmaps", "--all-namespaces"],

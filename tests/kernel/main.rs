@@ -14,5 +14,6 @@ mod cache;
 mod denied;
 mod differential;
 mod edits;
+mod handover;
 mod semantics;
 mod usage;

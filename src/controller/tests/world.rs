@@ -223,11 +223,14 @@ impl World {
             Work::Binding(name) => binding_write(&self.cluster, name, NOW).is_some(),
             Work::Interface(name) => interface_write(&self.cluster, name, NOW).is_some(),
             Work::Slice(group, name) => slice_write(&self.cluster, group, name).is_some(),
+            // No machine moves in this world.
+            Work::Handover(_) => false,
         }
     }
 
     fn write_one(&mut self, work: &Work) -> bool {
         match work {
+            Work::Handover(_) => return false,
             Work::Group(name) => {
                 let Some(write) = group_write(&self.cluster, name, NOW) else { return false };
                 let (Write::Finalizers(patch) | Write::Status(patch)) = write;

@@ -1,0 +1,302 @@
+//! TCP connections that this node's conntrack knows: read, and made known to it.
+//!
+//! Owns: the netlink questions, and what their answers mean. Must not: decide which connections go where.
+//!
+//! A packet is judged by who began its connection, which only conntrack knows. A node that is told so by the one that saw the
+//! beginning judges it like that one: nothing passes that its rules do not allow.
+
+use super::monitor::netlink;
+use super::notification::{FAMILY_HEADER, HEADER, REQUEST, attributes, messages};
+use rustix::fd::OwnedFd;
+use rustix::io::Errno;
+use rustix::net::netlink::SocketAddrNetlink;
+use rustix::net::{RecvFlags, SendFlags, recvfrom, sendto, sockopt};
+use std::collections::BTreeSet;
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+use std::time::Duration;
+
+/// The kernel answers in pieces of at most this, however large the answer is.
+const DATAGRAM: usize = 64 << 10;
+const KERNEL: u32 = 0;
+
+const ERROR: u16 = 2;
+const DONE: u16 = 3;
+/// Messages of conntrack: its number is the high byte of the type.
+const NEW: u16 = 1 << 8;
+const GET: u16 = 1 << 8 | 1;
+/// Flag of a question whose answer is a list.
+const LIST: u16 = 0x300;
+/// Flags of something new: that it came to be is to be said, and if it is there already, that.
+const ANSWERED: u16 = 0x4;
+const EXCLUSIVE: u16 = 0x600;
+const FAMILIES: [u8; 2] = [2, 10];
+
+/// Attributes of an entry.
+const ORIGINAL: u16 = 1;
+const REPLY: u16 = 2;
+const STATUS: u16 = 3;
+const PROTOCOL: u16 = 4;
+const TIMEOUT: u16 = 7;
+/// Of a tuple.
+const ADDRESSES: u16 = 1;
+const PORTS: u16 = 2;
+/// Of its addresses: source and destination, by family.
+const SOURCES: [u16; 2] = [1, 3];
+const DESTINATIONS: [u16; 2] = [2, 4];
+/// Of its protocol.
+const NUMBER: u16 = 1;
+const SOURCE_PORT: u16 = 2;
+const DESTINATION_PORT: u16 = 3;
+const TCP: u8 = 6;
+/// Of what is known of TCP.
+const OF_TCP: u16 = 1;
+const STATE: u16 = 1;
+const FLAGS: [u16; 2] = [4, 5];
+const ESTABLISHED: u8 = 3;
+/// Windows are not known, so no packet is out of one.
+const LIBERAL: u8 = 0x08;
+/// Both ends were heard, and for longer than a handshake: it goes last when the table is full.
+const SEEN_AND_ASSURED: u32 = 0x2 | 0x4;
+/// An attribute that has attributes in it.
+const NESTED: u16 = 0x8000;
+
+/// How long a connection is known that nobody uses. Applications that keep one alive do so every two hours, by default.
+const LIFETIME: Duration = Duration::from_hours(3);
+
+/// An established TCP connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Established {
+    /// Who began it.
+    pub source: SocketAddr,
+    /// With whom.
+    pub destination: SocketAddr,
+}
+
+/// One entry, by what goes each way.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Entry {
+    original: Established,
+    reply: Established,
+}
+
+impl Entry {
+    /// As one of these addresses sees it, behind all translation on this node. `None`: it is nobody's of these, or depends on a
+    /// translation that only this node makes.
+    fn seen_by(&self, addresses: &BTreeSet<IpAddr>) -> Option<Established> {
+        let Self { original, reply } = *self;
+        let turned = Established { source: reply.destination, destination: reply.source };
+        if addresses.contains(&turned.destination.ip()) {
+            return Some(turned);
+        }
+        (addresses.contains(&original.source.ip()) && original == turned).then_some(original)
+    }
+}
+
+/// The established connections of these addresses.
+pub fn established(addresses: &BTreeSet<IpAddr>) -> io::Result<BTreeSet<Established>> {
+    let mut found = BTreeSet::new();
+    for family in FAMILIES {
+        let socket = open()?;
+        ask(&socket, &message(GET, REQUEST | LIST, family, &[]))?;
+        let mut datagram = vec![0; DATAGRAM];
+        'answer: loop {
+            let length = receive(&socket, &mut datagram)?;
+            for (kind, body) in messages(&datagram[..length]) {
+                match kind {
+                    NEW => found.extend(entry(body).and_then(|entry| entry.seen_by(addresses))),
+                    DONE => break 'answer,
+                    ERROR => return Err(error(body).into()),
+                    _ => {}
+                }
+            }
+        }
+    }
+    Ok(found)
+}
+
+/// Makes connections known that began elsewhere. Returns how many were not known before.
+pub fn make_known<'a>(connections: impl IntoIterator<Item = &'a Established>) -> io::Result<usize> {
+    let socket = open()?;
+    let mut datagram = vec![0; DATAGRAM];
+    let mut new = 0;
+    for connection in connections {
+        ask(&socket, &request(connection))?;
+        let length = receive(&socket, &mut datagram)?;
+        let answer = messages(&datagram[..length]).find(|(kind, _)| *kind == ERROR).map(|(_, body)| error(body));
+        match answer {
+            Some(errno) if errno.raw_os_error() == 0 => new += 1,
+            // It goes on here by itself, or another one has its ports by now.
+            Some(Errno::EXIST) => {}
+            Some(errno) => return Err(errno.into()),
+            None => return Err(io::Error::other("the kernel does not say whether it took a connection")),
+        }
+    }
+    Ok(new)
+}
+
+fn open() -> io::Result<OwnedFd> {
+    let socket = netlink()?;
+    // The kernel writes in pieces of what the reader takes at once.
+    let _ = sockopt::set_socket_recv_buffer_size(&socket, 4 * DATAGRAM);
+    Ok(socket)
+}
+
+fn ask(socket: &OwnedFd, question: &[u8]) -> io::Result<()> {
+    sendto(socket, question, SendFlags::empty(), &SocketAddrNetlink::new(KERNEL, 0))?;
+    Ok(())
+}
+
+/// It never waits: the kernel has answered before it took the question off our hands, and writes on while we read.
+fn receive(socket: &OwnedFd, datagram: &mut [u8]) -> io::Result<usize> {
+    loop {
+        match recvfrom(socket, &mut *datagram, RecvFlags::DONTWAIT) {
+            Ok((_, length, _)) => return Ok(length.min(datagram.len())),
+            Err(Errno::INTR) => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+}
+
+fn error(body: &[u8]) -> Errno {
+    let number = body.get(..4).and_then(|b| b.try_into().ok()).map(i32::from_ne_bytes).unwrap_or_default();
+    Errno::from_raw_os_error(-number)
+}
+
+/// An entry for an established TCP connection.
+fn entry(body: &[u8]) -> Option<Entry> {
+    let (mut original, mut reply, mut state) = (None, None, None);
+    for (kind, value) in attributes(body.get(FAMILY_HEADER..)?) {
+        match kind {
+            ORIGINAL => original = tuple(value),
+            REPLY => reply = tuple(value),
+            PROTOCOL => state = one(value, OF_TCP).and_then(|tcp| one(tcp, STATE)).and_then(|state| state.first()),
+            _ => {}
+        }
+    }
+    (state == Some(&ESTABLISHED)).then_some(Entry { original: original?, reply: reply? })
+}
+
+/// Who sends to whom, by TCP.
+fn tuple(value: &[u8]) -> Option<Established> {
+    let (addresses, ports) = (one(value, ADDRESSES)?, one(value, PORTS)?);
+    if one(ports, NUMBER)? != [TCP] {
+        return None;
+    }
+    let port = |kind| Some(u16::from_be_bytes(one(ports, kind)?.try_into().ok()?));
+    let address = |kinds: [u16; 2]| {
+        kinds.into_iter().find_map(|kind| {
+            let value = one(addresses, kind)?;
+            let v4 = <[u8; 4]>::try_from(value).ok().map(IpAddr::from);
+            v4.or_else(|| <[u8; 16]>::try_from(value).ok().map(IpAddr::from))
+        })
+    };
+    Some(Established {
+        source: SocketAddr::new(address(SOURCES)?, port(SOURCE_PORT)?),
+        destination: SocketAddr::new(address(DESTINATIONS)?, port(DESTINATION_PORT)?),
+    })
+}
+
+fn one(list: &[u8], wanted: u16) -> Option<&[u8]> {
+    attributes(list).find(|(kind, _)| *kind == wanted).map(|(_, value)| value)
+}
+
+fn request(connection: &Established) -> Vec<u8> {
+    let Established { source, destination } = *connection;
+    let turned = Established { source: destination, destination: source };
+    let mut body = attribute(ORIGINAL | NESTED, &tuple_of(connection));
+    body.extend(attribute(REPLY | NESTED, &tuple_of(&turned)));
+    body.extend(attribute(STATUS, &SEEN_AND_ASSURED.to_be_bytes()));
+    body.extend(attribute(TIMEOUT, &u32::try_from(LIFETIME.as_secs()).unwrap_or(u32::MAX).to_be_bytes()));
+    let mut tcp = attribute(STATE, &[ESTABLISHED]);
+    // Which flags, and which of them are to be as they are given.
+    FLAGS.iter().for_each(|flags| tcp.extend(attribute(*flags, &[LIBERAL, LIBERAL])));
+    body.extend(attribute(PROTOCOL | NESTED, &attribute(OF_TCP | NESTED, &tcp)));
+    message(NEW, REQUEST | ANSWERED | EXCLUSIVE, FAMILIES[usize::from(source.is_ipv6())], &body)
+}
+
+fn tuple_of(connection: &Established) -> Vec<u8> {
+    let Established { source, destination } = connection;
+    let family = usize::from(source.is_ipv6());
+    let address = |kind: [u16; 2], address: IpAddr| match address {
+        IpAddr::V4(address) => attribute(kind[family], &address.octets()),
+        IpAddr::V6(address) => attribute(kind[family], &address.octets()),
+    };
+    let addresses = [address(SOURCES, source.ip()), address(DESTINATIONS, destination.ip())].concat();
+    let ports = [
+        attribute(NUMBER, &[TCP]),
+        attribute(SOURCE_PORT, &source.port().to_be_bytes()),
+        attribute(DESTINATION_PORT, &destination.port().to_be_bytes()),
+    ];
+    [attribute(ADDRESSES | NESTED, &addresses), attribute(PORTS | NESTED, &ports.concat())].concat()
+}
+
+fn attribute(kind: u16, value: &[u8]) -> Vec<u8> {
+    // None of ours is longer than some hundred bytes.
+    let length = u16::try_from(value.len() + 4).unwrap_or(u16::MAX);
+    let mut attribute = [&length.to_ne_bytes()[..], &kind.to_ne_bytes(), value].concat();
+    attribute.resize(attribute.len().next_multiple_of(4), 0);
+    attribute
+}
+
+fn message(kind: u16, flags: u16, family: u8, body: &[u8]) -> Vec<u8> {
+    let length = HEADER + FAMILY_HEADER + body.len();
+    let mut message = Vec::with_capacity(length);
+    // None of ours is longer than some hundred bytes.
+    message.extend(u32::try_from(length).unwrap_or(u32::MAX).to_ne_bytes());
+    message.extend(kind.to_ne_bytes());
+    message.extend(flags.to_ne_bytes());
+    // No sequence number, from whatever port this is.
+    message.resize(HEADER, 0);
+    message.extend([family, 0, 0, 0]);
+    message.extend(body);
+    message
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn connection(source: &str, destination: &str) -> Established {
+        Established { source: source.parse().unwrap(), destination: destination.parse().unwrap() }
+    }
+
+    #[test]
+    fn what_is_asked_for_is_read_as_it_was_meant() {
+        for connection in [connection("10.0.0.1:40000", "10.0.0.2:3306"), connection("[fd00::1]:40000", "[fd00::2]:22")]
+        {
+            let request = request(&connection);
+            let (kind, body) = messages(&request).next().unwrap();
+            let Entry { original, reply } = entry(body).unwrap();
+            assert_eq!((kind, original), (NEW, connection));
+            assert_eq!((reply.source, reply.destination), (connection.destination, connection.source));
+        }
+    }
+
+    #[test]
+    fn a_machine_sees_connections_behind_translation() {
+        let seen = |original: Established, reply: Established| {
+            Entry { original, reply }.seen_by(&["10.0.0.2".parse().unwrap()].into())
+        };
+        let plain = connection("10.0.0.1:40000", "10.0.0.2:3306");
+        assert_eq!(seen(plain, connection("10.0.0.2:3306", "10.0.0.1:40000")), Some(plain));
+        let by_service = connection("10.0.0.1:40000", "10.96.0.9:80");
+        assert_eq!(seen(by_service, connection("10.0.0.2:3306", "10.0.0.1:40000")), Some(plain));
+        let masqueraded = connection("192.0.2.1:50000", "10.0.0.2:3306");
+        assert_eq!(seen(plain, connection("10.0.0.2:3306", "192.0.2.1:50000")), Some(masqueraded));
+        let out = connection("10.0.0.2:40000", "192.0.2.1:443");
+        assert_eq!(seen(out, connection("192.0.2.1:443", "10.0.0.2:40000")), Some(out));
+        for reply in ["10.0.0.9:443 10.0.0.2:40000", "192.0.2.1:443 192.0.2.7:40000"] {
+            let (source, destination) = reply.split_once(' ').unwrap();
+            assert_eq!(seen(out, connection(source, destination)), None, "only this node translates it");
+        }
+        assert_eq!(seen(connection("10.0.0.8:1", "10.0.0.9:2"), connection("10.0.0.9:2", "10.0.0.8:1")), None);
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn any_bytes_are_read_without_a_panic(bytes: Vec<u8>) {
+            let _ = entry(&bytes);
+        }
+    }
+}
