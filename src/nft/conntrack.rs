@@ -56,8 +56,9 @@ const FLAGS: [u16; 2] = [4, 5];
 const ESTABLISHED: u8 = 3;
 /// Windows are not known, so no packet is out of one.
 const LIBERAL: u8 = 0x08;
-/// Both ends were heard, and for longer than a handshake: it goes last when the table is full.
-const SEEN_AND_ASSURED: u32 = 0x2 | 0x4;
+/// Both ends were heard, and for longer than a handshake: it goes last when the table is full. That it is in the table has to
+/// be said as well.
+const KNOWN: u32 = 0x2 | 0x4 | 0x8;
 /// An attribute that has attributes in it.
 const NESTED: u16 = 0x8000;
 
@@ -106,7 +107,7 @@ pub fn established(addresses: &BTreeSet<IpAddr>) -> io::Result<BTreeSet<Establis
                 match kind {
                     NEW => found.extend(entry(body).and_then(|entry| entry.seen_by(addresses))),
                     DONE => break 'answer,
-                    ERROR => return Err(error(body).into()),
+                    ERROR => outcome(body)?,
                     _ => {}
                 }
             }
@@ -123,13 +124,15 @@ pub fn make_known<'a>(connections: impl IntoIterator<Item = &'a Established>) ->
     for connection in connections {
         ask(&socket, &request(connection))?;
         let length = receive(&socket, &mut datagram)?;
-        let answer = messages(&datagram[..length]).find(|(kind, _)| *kind == ERROR).map(|(_, body)| error(body));
-        match answer {
-            Some(errno) if errno.raw_os_error() == 0 => new += 1,
+        let mut answers = messages(&datagram[..length]);
+        let Some((_, answer)) = answers.find(|(kind, _)| *kind == ERROR) else {
+            return Err(io::Error::other("the kernel does not say whether it took a connection"));
+        };
+        match outcome(answer) {
+            Ok(()) => new += 1,
             // It goes on here by itself, or another one has its ports by now.
-            Some(Errno::EXIST) => {}
-            Some(errno) => return Err(errno.into()),
-            None => return Err(io::Error::other("the kernel does not say whether it took a connection")),
+            Err(Errno::EXIST) => {}
+            Err(error) => return Err(error.into()),
         }
     }
     Ok(new)
@@ -158,9 +161,13 @@ fn receive(socket: &OwnedFd, datagram: &mut [u8]) -> io::Result<usize> {
     }
 }
 
-fn error(body: &[u8]) -> Errno {
-    let number = body.get(..4).and_then(|b| b.try_into().ok()).map(i32::from_ne_bytes).unwrap_or_default();
-    Errno::from_raw_os_error(-number)
+/// What a message says that is called an error, and is none if its number is 0.
+fn outcome(body: &[u8]) -> Result<(), Errno> {
+    match body.get(..4).and_then(|b| b.try_into().ok()).map(i32::from_ne_bytes) {
+        Some(0) => Ok(()),
+        Some(number) => Err(Errno::from_raw_os_error(-number)),
+        None => Err(Errno::IO),
+    }
 }
 
 /// An entry for an established TCP connection.
@@ -206,7 +213,7 @@ fn request(connection: &Established) -> Vec<u8> {
     let turned = Established { source: destination, destination: source };
     let mut body = attribute(ORIGINAL | NESTED, &tuple_of(connection));
     body.extend(attribute(REPLY | NESTED, &tuple_of(&turned)));
-    body.extend(attribute(STATUS, &SEEN_AND_ASSURED.to_be_bytes()));
+    body.extend(attribute(STATUS, &KNOWN.to_be_bytes()));
     body.extend(attribute(TIMEOUT, &u32::try_from(LIFETIME.as_secs()).unwrap_or(u32::MAX).to_be_bytes()));
     let mut tcp = attribute(STATE, &[ESTABLISHED]);
     // Which flags, and which of them are to be as they are given.
