@@ -72,7 +72,7 @@ async fn hand_over(
     };
     let mut handover = ConnectionHandover::new("", spec);
     handover.metadata.name = None;
-    handover.metadata.generate_name = Some(format!("{}.", interface.name));
+    handover.metadata.generate_name = Some(format!("{}-", interface.name));
     let api: Api<ConnectionHandover> = Api::all(client);
     let mut failures = 0;
     loop {

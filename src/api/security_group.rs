@@ -197,7 +197,7 @@ pub struct RuleUsage {
     /// Of these, the ones that were counted by nodes that are gone.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub departed: i64,
-    /// When it last allowed one, to the day: later ones of the same day are not told. Absent: it never did.
+    /// When it last allowed one: others within a day of that are not told. Absent: it never did.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub last_matched: Option<Time>,
     /// From when on silence means something: the rule was known to some node by then, and nothing was missed since.

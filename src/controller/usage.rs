@@ -1,7 +1,7 @@
 //! How rules are used, summed over nodes.
 //!
 //! PURE. A group's status is sent to every agent that watches it, so it is written when there is news, not when there is another
-//! number: a first match, the first match of a day, a count that has doubled.
+//! number: a first match, one a day after the last that was told, a count that has doubled.
 
 use crate::api::{NodeUsageSpec, RuleDirection, RuleUsage, UsedGroup, UsedRule};
 use crate::index::Group;
@@ -148,8 +148,12 @@ impl Usages {
 }
 
 fn is_news(before: &RuleUsage, now: &RuleUsage) -> bool {
-    let day = |usage: &RuleUsage| usage.last_matched.as_ref().map(|time| time.0.as_second().div_euclid(86_400));
-    day(before) != day(now)
+    // A day of its own for each: with the calendar's, all groups would be written at midnight.
+    let later = match [before, now].map(|usage| usage.last_matched.as_ref().map(|time| time.0)) {
+        [Some(before), Some(now)] => now.duration_since(before).as_hours() >= 24,
+        [before, now] => before != now,
+    };
+    later
         || before.since != now.since
         || before.departed != now.departed
         || now.connections >= before.connections.saturating_mul(2).max(1) && now.connections != before.connections

@@ -172,13 +172,13 @@ pub fn generation() -> io::Result<u32> {
     generation.ok_or_else(|| io::Error::other("the kernel does not say which generation of tables is in force"))
 }
 
-/// A socket to ask the kernel of tables.
 /// A socket that tasks wait for until there is something to read.
 #[expect(deprecated, reason = "what replaces it is unsafe; an OwnedFd keeps its descriptor, as this one demands")]
 pub(super) fn waited_for(socket: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
     AsyncFd::with_interest(socket, Interest::READABLE)
 }
 
+/// A socket to ask the kernel of tables, packets and connections.
 pub(super) fn netlink() -> rustix::io::Result<OwnedFd> {
     let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
     socket_with(AddressFamily::NETLINK, SocketType::RAW, flags, Some(NETFILTER))

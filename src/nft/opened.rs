@@ -4,7 +4,7 @@
 //! read all the time.
 
 use super::monitor::netlink;
-use super::notification::{attributes, messages};
+use super::notification::{FAMILY_HEADER, HEADER, attributes, messages};
 use super::usage::{Epoch, LIFETIME, TABLE, set};
 use crate::policy::{Connection, Family, L4, Transport};
 use rustix::io::Errno;
@@ -18,8 +18,6 @@ use std::time::Duration;
 const DATAGRAM: usize = 64 << 10;
 const KERNEL: u32 = 0;
 
-const HEADER: usize = 16;
-const FAMILY_HEADER: usize = 4;
 const ERROR: u16 = 2;
 const DONE: u16 = 3;
 const GET_ELEMENTS: u16 = 10 << 8 | 13;

@@ -120,7 +120,7 @@ fn an_agent_reads_and_writes_its_own_report() {
     for attempt in [
         &["delete", "nodeenforcement", "n1", "--dry-run=server"][..],
         &["delete", "nodeusage", "n1", "--dry-run=server"],
-        &["delete", "connectionhandovers", "--all", "--dry-run=server"],
+        &["delete", "connectionhandover", "test", "--dry-run=server"],
         &["delete", "pods", "--all", "--all-namespaces", "--dry-run=server"],
         &["get", "secrets", "--all-namespaces"],
         &["get", "configmaps", "--all-namespaces"],

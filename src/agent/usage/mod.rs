@@ -242,7 +242,6 @@ impl Keeper {
         if self.count(epoch).await?.is_none() {
             self.tally.missed(Timestamp::now());
         }
-        self.tally.turned();
         self.closed.insert(epoch);
         Ok(())
     }
@@ -257,7 +256,7 @@ impl Keeper {
             // Some may have found no room.
             self.tally.missed(now);
         }
-        self.tally.count(&counted, &self.recent, now);
+        self.tally.count(epoch, &counted, &self.recent, now);
         Ok(Some(size))
     }
 

@@ -50,8 +50,8 @@ pub struct Tally {
     groups: BTreeMap<NamespacedName, Known>,
     attached: BTreeSet<NamespacedName>,
     gap: Option<Timestamp>,
-    /// What the open epoch has told so far.
-    seen: HashMap<Opened, u64>,
+    /// What an epoch, the one that was counted last, has told so far.
+    seen: (Epoch, HashMap<Opened, u64>),
     ids: BTreeMap<Rule, RuleId>,
     /// What was written last, and when.
     written: Option<NodeUsageSpec>,
@@ -78,7 +78,7 @@ impl Tally {
             groups: groups.collect(),
             attached: BTreeSet::new(),
             gap: written.as_ref().and_then(|spec| spec.gap.as_ref()).map(|time| time.0),
-            seen: HashMap::new(),
+            seen: Default::default(),
             ids: BTreeMap::new(),
             // The first match of all does not wait.
             written_at: written.as_ref().map_or(now - FIRST_MATCH, |spec| spec.until.0),
@@ -142,10 +142,13 @@ impl Tally {
         }
     }
 
-    /// What the open epoch tells now, as of this moment.
-    pub fn count(&mut self, counted: &[(Opened, Count)], recent: &Recent, now: Timestamp) {
+    /// What an epoch tells now, as of this moment.
+    pub fn count(&mut self, epoch: Epoch, counted: &[(Opened, Count)], recent: &Recent, now: Timestamp) {
+        if self.seen.0 != epoch {
+            self.seen = (epoch, HashMap::new());
+        }
         for (opened, Count { connections, ago }) in counted {
-            let before = self.seen.insert(*opened, *connections).unwrap_or_default();
+            let before = self.seen.1.insert(*opened, *connections).unwrap_or_default();
             let new = connections.saturating_sub(before);
             if new == 0 {
                 continue;
@@ -164,11 +167,6 @@ impl Tally {
         }
     }
 
-    /// Another epoch is open: it has told nothing yet.
-    pub fn turned(&mut self) {
-        self.seen = HashMap::new();
-    }
-
     /// Whether there is something to say that is worth a write by now.
     pub fn is_due(&self, now: Timestamp) -> bool {
         let age = now.duration_since(self.written_at).unsigned_abs();
@@ -178,7 +176,8 @@ impl Tally {
         let written: BTreeMap<_, _> = self.written.iter().flat_map(rules_of).collect();
         let mut others = self.written.as_ref().and_then(|spec| spec.gap.as_ref()).map(|time| time.0) != self.gap;
         let (mut first, mut doubled, mut counted, mut found) = (false, false, false, 0);
-        for (name, Known { uid, rules }) in &self.groups {
+        // What there is no room for is never told, and so never worth a write.
+        for (name, Known { uid, rules }) in self.told() {
             for ((direction, id), used) in rules {
                 let key = (name.namespace.clone(), name.name.clone(), uid.clone(), *direction, id.to_string());
                 let Some((connections, matched)) = written.get(&key) else {
@@ -194,23 +193,27 @@ impl Tally {
         }
         others |= found < written.len();
         first
-            || (age >= CHANGED && (others || doubled && counted))
+            || (age >= CHANGED && (others || doubled))
             || (age >= COUNTED && counted)
             || (age >= ALIVE && self.written.is_some())
     }
 
-    /// What to write: everything that was counted up to the end of an epoch, which is now.
-    pub fn spec(&self, epoch: Epoch, now: Timestamp) -> NodeUsageSpec {
+    /// The groups for which there is room; those that are attached come first.
+    fn told(&self) -> impl Iterator<Item = (&NamespacedName, &Known)> {
         let attached = self.groups.iter().filter(|(name, _)| self.attached.contains(*name));
         let others = self.groups.iter().filter(|(name, _)| !self.attached.contains(*name));
         let mut room = MAX_RULES;
-        let mut groups: Vec<UsedGroup> = attached
-            .chain(others)
-            .filter(|(_, Known { uid: _, rules })| {
-                let fits = rules.len() <= room;
-                room = room.saturating_sub(rules.len());
-                fits
-            })
+        attached.chain(others).filter(move |(_, Known { uid: _, rules })| {
+            let fits = rules.len() <= room;
+            room -= if fits { rules.len() } else { 0 };
+            fits
+        })
+    }
+
+    /// What to write: everything that was counted up to the end of an epoch, which is now.
+    pub fn spec(&self, epoch: Epoch, now: Timestamp) -> NodeUsageSpec {
+        let mut groups: Vec<UsedGroup> = self
+            .told()
             .map(|(name, Known { uid, rules })| UsedGroup {
                 namespace: name.namespace.clone(),
                 name: name.name.clone(),
@@ -347,10 +350,10 @@ mod tests {
             self.tally.know(self.recent.now(), existing, now);
         }
 
-        fn told(&mut self, port: u16, connections: u64, now: Timestamp) {
+        fn told(&mut self, epoch: Epoch, port: u16, connections: u64, now: Timestamp) {
             let source: IpAddr = "10.0.0.1".parse().unwrap();
             let opened = Opened { source, destination: SERVER.parse().unwrap(), protocol: 6, number: port };
-            self.tally.count(&[(opened, Count { connections, ago: Duration::from_secs(3) })], &self.recent, now);
+            self.tally.count(epoch, &[(opened, Count { connections, ago: Duration::from_secs(3) })], &self.recent, now);
         }
 
         fn used(&self, port: u16) -> Option<(u64, Option<u64>)> {
@@ -364,11 +367,10 @@ mod tests {
         let mut world = World::new(&[80, 81], None, at(100));
         assert_eq!(world.used(80), Some((0, None)));
         for (told, total) in [(2, 2), (2, 2), (5, 5)] {
-            world.told(80, told, at(110));
+            world.told(1, 80, told, at(110));
             assert_eq!(world.used(80), Some((total, Some(107))));
         }
-        world.tally.turned();
-        world.told(80, 4, at(200));
+        world.told(2, 80, 4, at(200));
         assert_eq!(world.used(80), Some((9, Some(197))));
         assert_eq!(world.used(81), Some((0, None)));
     }
@@ -376,7 +378,7 @@ mod tests {
     #[test]
     fn what_was_written_goes_on_and_rules_that_go_are_forgotten() {
         let mut world = World::new(&[80, 81], None, at(100));
-        world.told(80, 5, at(110));
+        world.told(1, 80, 5, at(110));
         let spec = world.tally.spec(7, at(120));
         let mut world = World::new(&[80, 82], Some(spec.clone()), at(500));
         assert_eq!(world.tally.written_epoch(), Some(7));
@@ -401,21 +403,46 @@ mod tests {
     fn writes_wait_for_something_worth_saying() {
         let mut world = World::new(&[80, 81], None, at(1_000));
         assert!(!world.tally.is_due(at(1_010)), "that there are rules can wait");
-        world.told(80, 1, at(1_010));
+        world.told(1, 80, 1, at(1_010));
         assert!(world.tally.is_due(at(1_010)), "the first match of all");
         let wrote = |world: &mut World, now| world.tally.wrote(world.tally.spec(1, now));
         wrote(&mut world, at(1_010));
         assert!(!world.tally.is_due(at(80_000)));
-        world.told(81, 1, at(1_015));
+        world.told(1, 81, 1, at(1_015));
         assert!(!world.tally.is_due(at(1_024)) && world.tally.is_due(at(1_025)), "the first match of another rule");
         wrote(&mut world, at(1_025));
         for (told, soonest) in [(2, 1_325), (3, 1_325 + 3_600), (3, 4_925 + 86_400)] {
-            world.told(80, told, at(1_050));
+            world.told(1, 80, told, at(1_050));
             assert!(!world.tally.is_due(at(soonest - 1)) && world.tally.is_due(at(soonest)), "{told}");
             wrote(&mut world, at(soonest));
         }
         world.tally.missed(at(100_000));
         assert!(!world.tally.is_due(at(91_624)) && world.tally.is_due(at(91_625)));
+    }
+
+    #[test]
+    fn rules_for_which_there_is_no_room_are_left_out_and_cause_no_writes() {
+        let named = |n: u16| NamespacedName::new("shop", format!("g{n:02}"));
+        let many = |from: u16| group(&(from..from + 500).collect::<Vec<_>>());
+        let mut world = World::new(&[80], None, at(100));
+        let groups: BTreeMap<NamespacedName, Arc<Group>> =
+            (0..9).map(|n| (named(n), many(1_000 * (n + 1)))).chain([(named(99), group(&[80]))]).collect();
+        let revision = |rules: &Arc<Group>| Revision { uid: "uid".to_owned(), generation: 1, rules: rules.clone() };
+        let committed = Committed {
+            ends: [(SERVER.parse().unwrap(), Arc::new(End { rules: Arc::new(groups.clone()), ..End::default() }))]
+                .into(),
+            groups: groups.iter().map(|(name, rules)| (name.clone(), revision(rules))).collect(),
+            ..Committed::default()
+        };
+        world.recent.advance(Arc::new(committed));
+        let existing = |name: &NamespacedName| Some(("uid".to_owned(), groups.get(name).cloned()));
+        world.tally.know(world.recent.now(), existing, at(100));
+        world.told(1, 9_001, 1, at(110));
+        let spec = world.tally.spec(1, at(120));
+        let told: Vec<&str> = spec.groups.iter().map(|group| group.name.as_str()).collect();
+        assert_eq!(told, ["g00", "g01", "g02", "g03", "g04", "g05", "g06", "g07", "g99"], "a small one still fits");
+        world.tally.wrote(spec);
+        assert!(!world.tally.is_due(at(3_000)));
     }
 
     #[test]

@@ -85,9 +85,10 @@ fn nodes_are_summed_and_only_news_is_written() {
     tells("n2", 4, Some(600), None, (1, json!([4, 0, 600, 100])));
     tells("n1", 3, Some(900), None, (0, json!([4, 0, 600, 100])));
     tells("n1", 4, Some(DAY - 1), None, (1, json!([8, 0, DAY - 1, 100])));
-    tells("n1", 5, Some(DAY), None, (1, json!([9, 0, DAY, 100])));
-    tells("n2", 5, Some(900), None, (0, json!([9, 0, DAY, 100])));
-    tells("n2", 5, Some(900), Some(DAY + 5), (1, json!([10, 0, DAY, DAY + 5])));
+    tells("n1", 5, Some(2 * DAY - 2), None, (0, json!([8, 0, DAY - 1, 100])));
+    tells("n1", 5, Some(2 * DAY - 1), None, (1, json!([9, 0, 2 * DAY - 1, 100])));
+    tells("n2", 5, Some(900), None, (0, json!([9, 0, 2 * DAY - 1, 100])));
+    tells("n2", 5, Some(900), Some(DAY + 5), (1, json!([10, 0, 2 * DAY - 1, DAY + 5])));
 }
 
 #[test]
