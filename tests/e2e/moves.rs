@@ -105,26 +105,28 @@ fn s4_s10_a_machine_moves_to_another_node_and_its_groups_with_it() {
     namespace.enforced();
     assert_eq!(namespace.get("sg", "db")["status"]["members"], 1);
     assert!(works(), "the old node took nothing away");
-    std::thread::sleep(Duration::from_millis(500));
+    // What TCP sends again comes after some seconds.
+    std::thread::sleep(Duration::from_secs(10));
+    let count = |said: &str, what: &str| {
+        said.split_whitespace().skip_while(|word| *word != what).nth(1).unwrap().parse::<u64>().unwrap()
+    };
     for said in udp.into_iter().flatten().map(Running::stop) {
-        let words: Vec<&str> = said.split_whitespace().collect();
-        let count = |what: &str| words.iter().skip_while(|word| **word != what).nth(1).unwrap().parse::<u64>().unwrap();
         println!("UDP: {said}");
         // It goes on by itself: its last answers are of after the move.
-        assert!(u128::from(count("longest-gap-ms")) < since.elapsed().as_millis() - 400, "{said}");
+        assert!(u128::from(count(&said, "longest-gap-ms")) < since.elapsed().as_millis() - 400, "{said}");
     }
-    // Of TCP that the new node never saw begin, the old one has told. What is sent again comes after some seconds.
-    std::thread::sleep(Duration::from_secs(10));
+    // Of TCP that the new node never saw begin, the old one has told.
     for said in kept.map(Running::stop) {
         println!("TCP: {said}");
-        assert!(said.contains(" lost 0 ") && !said.contains("sent 0 "), "{said}");
+        // It comes in order, so what is missing was under way at the end.
+        assert!(!said.contains("broken") && count(&said, "lost") < 50 && count(&said, "received") > 500, "{said}");
     }
     // And what the rule alone allowed goes with it.
     namespace.group("db", &format!("[{udp_rule}]"), None);
     namespace.enforced();
     std::thread::sleep(Duration::from_secs(1));
     for said in cut.map(Running::stop) {
-        assert!(!said.contains(" lost 0 ") && !said.contains("received 0 "), "{said}");
+        assert!(count(&said, "lost") > 30 && count(&said, "received") > 500, "{said}");
     }
     namespace.group("db", &format!("[{tcp_rule}, {udp_rule}]"), None);
     namespace.enforced();
