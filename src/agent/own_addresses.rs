@@ -264,7 +264,11 @@ impl OwnAddresses {
         for settled in settled.iter().filter(|settled| settled.device.is_none()) {
             present.remove(&NamespacedName::new(&settled.said.namespace, &settled.said.name));
         }
-        self.told.present.send_if_modified(|before| std::mem::replace(before, present.clone()) != present);
+        self.told.present.send_if_modified(|before| {
+            let news = *before != present;
+            *before = present;
+            news
+        });
         (devices, settled)
     }
 

@@ -5,23 +5,14 @@
 //! A packet is judged by who began its connection, which only conntrack knows. A node that is told so by the one that saw the
 //! beginning judges it like that one: nothing passes that its rules do not allow.
 
-use super::monitor::netlink;
-use super::notification::{FAMILY_HEADER, HEADER, REQUEST, attributes, messages};
-use rustix::fd::OwnedFd;
+use super::notification::{FAMILY_HEADER, REQUEST, attributes};
+use super::question::{Questions, attribute, message, one};
 use rustix::io::Errno;
-use rustix::net::netlink::SocketAddrNetlink;
-use rustix::net::{RecvFlags, SendFlags, recvfrom, sendto, sockopt};
 use std::collections::BTreeSet;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
-/// The kernel answers in pieces of at most this, however large the answer is.
-const DATAGRAM: usize = 64 << 10;
-const KERNEL: u32 = 0;
-
-const ERROR: u16 = 2;
-const DONE: u16 = 3;
 /// Messages of conntrack: its number is the high byte of the type.
 const NEW: u16 = 1 << 8;
 const GET: u16 = 1 << 8 | 1;
@@ -97,38 +88,20 @@ impl Entry {
 /// The established connections of these addresses.
 pub fn established(addresses: &BTreeSet<IpAddr>) -> io::Result<BTreeSet<Established>> {
     let mut found = BTreeSet::new();
+    let mut questions = Questions::open()?;
     for family in FAMILIES {
-        let socket = open()?;
-        ask(&socket, &message(GET, REQUEST | LIST, family, &[]))?;
-        let mut datagram = vec![0; DATAGRAM];
-        'answer: loop {
-            let length = receive(&socket, &mut datagram)?;
-            for (kind, body) in messages(&datagram[..length]) {
-                match kind {
-                    NEW => found.extend(entry(body).and_then(|entry| entry.seen_by(addresses))),
-                    DONE => break 'answer,
-                    ERROR => outcome(body)?,
-                    _ => {}
-                }
-            }
-        }
+        let question = message(GET, REQUEST | LIST, [family, 0, 0, 0], &[]);
+        questions.list(&question, NEW, |body| found.extend(entry(body).and_then(|entry| entry.seen_by(addresses))))?;
     }
     Ok(found)
 }
 
 /// Makes connections known that began elsewhere. Returns how many were not known before.
 pub fn make_known<'a>(connections: impl IntoIterator<Item = &'a Established>) -> io::Result<usize> {
-    let socket = open()?;
-    let mut datagram = vec![0; DATAGRAM];
+    let mut questions = Questions::open()?;
     let mut new = 0;
     for connection in connections {
-        ask(&socket, &request(connection))?;
-        let length = receive(&socket, &mut datagram)?;
-        let mut answers = messages(&datagram[..length]);
-        let Some((_, answer)) = answers.find(|(kind, _)| *kind == ERROR) else {
-            return Err(io::Error::other("the kernel does not say whether it took a connection"));
-        };
-        match outcome(answer) {
+        match questions.command(&request(connection)) {
             Ok(()) => new += 1,
             // It goes on here by itself, or another one has its ports by now.
             Err(Errno::EXIST) => {}
@@ -136,38 +109,6 @@ pub fn make_known<'a>(connections: impl IntoIterator<Item = &'a Established>) ->
         }
     }
     Ok(new)
-}
-
-fn open() -> io::Result<OwnedFd> {
-    let socket = netlink()?;
-    // The kernel writes in pieces of what the reader takes at once.
-    let _ = sockopt::set_socket_recv_buffer_size(&socket, 4 * DATAGRAM);
-    Ok(socket)
-}
-
-fn ask(socket: &OwnedFd, question: &[u8]) -> io::Result<()> {
-    sendto(socket, question, SendFlags::empty(), &SocketAddrNetlink::new(KERNEL, 0))?;
-    Ok(())
-}
-
-/// It never waits: the kernel has answered before it took the question off our hands, and writes on while we read.
-fn receive(socket: &OwnedFd, datagram: &mut [u8]) -> io::Result<usize> {
-    loop {
-        match recvfrom(socket, &mut *datagram, RecvFlags::DONTWAIT) {
-            Ok((_, length, _)) => return Ok(length.min(datagram.len())),
-            Err(Errno::INTR) => {}
-            Err(error) => return Err(error.into()),
-        }
-    }
-}
-
-/// What a message says that is called an error, and is none if its number is 0.
-fn outcome(body: &[u8]) -> Result<(), Errno> {
-    match body.get(..4).and_then(|b| b.try_into().ok()).map(i32::from_ne_bytes) {
-        Some(0) => Ok(()),
-        Some(number) => Err(Errno::from_raw_os_error(-number)),
-        None => Err(Errno::IO),
-    }
 }
 
 /// An entry for an established TCP connection.
@@ -204,10 +145,6 @@ fn tuple(value: &[u8]) -> Option<Established> {
     })
 }
 
-fn one(list: &[u8], wanted: u16) -> Option<&[u8]> {
-    attributes(list).find(|(kind, _)| *kind == wanted).map(|(_, value)| value)
-}
-
 fn request(connection: &Established) -> Vec<u8> {
     let Established { source, destination } = *connection;
     let turned = Established { source: destination, destination: source };
@@ -219,7 +156,7 @@ fn request(connection: &Established) -> Vec<u8> {
     // Which flags, and which of them are to be as they are given.
     FLAGS.iter().for_each(|flags| tcp.extend(attribute(*flags, &[LIBERAL, LIBERAL])));
     body.extend(attribute(PROTOCOL | NESTED, &attribute(OF_TCP | NESTED, &tcp)));
-    message(NEW, REQUEST | ANSWERED | EXCLUSIVE, FAMILIES[usize::from(source.is_ipv6())], &body)
+    message(NEW, REQUEST | ANSWERED | EXCLUSIVE, [FAMILIES[usize::from(source.is_ipv6())], 0, 0, 0], &body)
 }
 
 fn tuple_of(connection: &Established) -> Vec<u8> {
@@ -238,30 +175,9 @@ fn tuple_of(connection: &Established) -> Vec<u8> {
     [attribute(ADDRESSES | NESTED, &addresses), attribute(PORTS | NESTED, &ports.concat())].concat()
 }
 
-fn attribute(kind: u16, value: &[u8]) -> Vec<u8> {
-    // None of ours is longer than some hundred bytes.
-    let length = u16::try_from(value.len() + 4).unwrap_or(u16::MAX);
-    let mut attribute = [&length.to_ne_bytes()[..], &kind.to_ne_bytes(), value].concat();
-    attribute.resize(attribute.len().next_multiple_of(4), 0);
-    attribute
-}
-
-fn message(kind: u16, flags: u16, family: u8, body: &[u8]) -> Vec<u8> {
-    let length = HEADER + FAMILY_HEADER + body.len();
-    let mut message = Vec::with_capacity(length);
-    // None of ours is longer than some hundred bytes.
-    message.extend(u32::try_from(length).unwrap_or(u32::MAX).to_ne_bytes());
-    message.extend(kind.to_ne_bytes());
-    message.extend(flags.to_ne_bytes());
-    // No sequence number, from whatever port this is.
-    message.resize(HEADER, 0);
-    message.extend([family, 0, 0, 0]);
-    message.extend(body);
-    message
-}
-
 #[cfg(test)]
 mod tests {
+    use super::super::notification::messages;
     use super::*;
 
     fn connection(source: &str, destination: &str) -> Established {

@@ -22,6 +22,7 @@ pub mod nflog;
 pub mod notification;
 pub mod opened;
 pub mod own;
+mod question;
 pub mod render;
 mod segments;
 pub mod skeleton;

@@ -4,6 +4,7 @@
 //! turned round: what is reported is the connection, as everywhere.
 
 use super::notification::{CutOff, FAMILY_HEADER, HEADER, REQUEST, attributes, readable, text, u16_at, u32_at};
+use super::question::{attribute, message};
 use super::skeleton::{LOG_EGRESS, LOG_INGRESS, LOG_REPLY};
 use crate::policy::{Connection, Direction, L4, Transport};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -205,27 +206,12 @@ pub fn requests(group: u16) -> Vec<Vec<u8>> {
             (FLAGS, &NUMBERED.to_be_bytes()),
         ],
     ];
-    settings.iter().map(|attributes| request(group, attributes)).collect()
-}
-
-fn request(group: u16, attributes: &[(u16, &[u8])]) -> Vec<u8> {
-    let mut body = vec![0, 0];
-    body.extend(group.to_be_bytes());
-    for (kind, value) in attributes {
-        // Four bytes and a few: it is far from the limit.
-        body.extend((4 + value.len() as u16).to_ne_bytes());
-        body.extend(kind.to_ne_bytes());
-        body.extend(*value);
-        body.resize(body.len().next_multiple_of(4), 0);
-    }
-    let mut request = Vec::with_capacity(HEADER + body.len());
-    request.extend(((HEADER + body.len()) as u32).to_ne_bytes());
-    request.extend(u16::from_be_bytes([ULOG, CONFIG]).to_ne_bytes());
-    request.extend((REQUEST | ACK).to_ne_bytes());
-    // No sequence number, from whatever port this is.
-    request.extend([0; 8]);
-    request.extend(body);
-    request
+    let [high, low] = group.to_be_bytes();
+    let request = |attributes: &[(u16, &[u8])]| {
+        let body: Vec<u8> = attributes.iter().flat_map(|(kind, value)| attribute(*kind, value)).collect();
+        message(u16::from_be_bytes([ULOG, CONFIG]), REQUEST | ACK, [0, 0, high, low], &body)
+    };
+    settings.into_iter().map(request).collect()
 }
 
 /// The number of an error, 0 for none, if this is an answer to a request.

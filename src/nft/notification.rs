@@ -4,6 +4,7 @@
 //! force, and who did it. Of the things no more is read than whose they are. What is not known is skipped: a newer kernel
 //! may tell of more.
 
+use super::question::message;
 use std::fmt;
 
 /// A netlink message begins with its length, its type, flags, a sequence number and a port.
@@ -137,13 +138,7 @@ pub(super) fn readable<'a, T>(
 
 /// Asks for the generation that is in force.
 pub fn generation_request() -> Vec<u8> {
-    let mut request = Vec::with_capacity(HEADER + FAMILY_HEADER);
-    request.extend(((HEADER + FAMILY_HEADER) as u32).to_ne_bytes());
-    request.extend(u16::from_be_bytes([NFTABLES, GET_GENERATION]).to_ne_bytes());
-    request.extend(REQUEST.to_ne_bytes());
-    // No sequence number, from whatever port this is, no family.
-    request.resize(HEADER + FAMILY_HEADER, 0);
-    request
+    message(u16::from_be_bytes([NFTABLES, GET_GENERATION]), REQUEST, [0; FAMILY_HEADER], &[])
 }
 
 fn notification(message: &[u8]) -> Option<Notification<'_>> {

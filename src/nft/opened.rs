@@ -3,23 +3,15 @@
 //! Owns: one netlink question, and what its answer means. Not by `nft`: for a full set it takes seconds and 200 MB, and sets are
 //! read all the time.
 
-use super::monitor::netlink;
-use super::notification::{FAMILY_HEADER, HEADER, attributes, messages};
+use super::notification::{FAMILY_HEADER, attributes};
+use super::question::{Questions, attribute, message, one};
 use super::usage::{Epoch, LIFETIME, TABLE, set};
 use crate::policy::{Connection, Family, L4, Transport};
 use rustix::io::Errno;
-use rustix::net::netlink::SocketAddrNetlink;
-use rustix::net::{RecvFlags, SendFlags, recvfrom, sendto, sockopt};
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::time::Duration;
 
-/// The kernel answers in pieces of at most this, however large the answer is.
-const DATAGRAM: usize = 64 << 10;
-const KERNEL: u32 = 0;
-
-const ERROR: u16 = 2;
-const DONE: u16 = 3;
 const GET_ELEMENTS: u16 = 10 << 8 | 13;
 const NEW_ELEMENTS: u16 = 10 << 8 | 12;
 /// Flags of a question whose answer is a list.
@@ -93,8 +85,9 @@ impl Opened {
 /// twice.
 pub fn read(epoch: Epoch) -> io::Result<Option<Vec<(Opened, Count)>>> {
     let mut counted = Vec::new();
+    let mut questions = Questions::open()?;
     for family in Family::ALL {
-        match list(&set(family, epoch), &mut counted) {
+        match questions.list(&question(&set(family, epoch)), NEW_ELEMENTS, |body| counted.extend(elements(body))) {
             Ok(()) => {}
             Err(Errno::NOENT) => return Ok(None),
             Err(error) => return Err(error.into()),
@@ -103,53 +96,12 @@ pub fn read(epoch: Epoch) -> io::Result<Option<Vec<(Opened, Count)>>> {
     Ok(Some(counted))
 }
 
-fn list(set: &str, counted: &mut Vec<(Opened, Count)>) -> Result<(), Errno> {
-    let socket = netlink()?;
-    // The kernel writes in pieces of what the reader takes at once.
-    let _ = sockopt::set_socket_recv_buffer_size(&socket, 4 * DATAGRAM);
-    sendto(&socket, &question(set), SendFlags::empty(), &SocketAddrNetlink::new(KERNEL, 0))?;
-    let mut datagram = vec![0; DATAGRAM];
-    loop {
-        // It never waits: the kernel writes the next piece while the last one is taken.
-        let (_, length, _) = match recvfrom(&socket, datagram.as_mut_slice(), RecvFlags::DONTWAIT) {
-            Err(Errno::INTR) => continue,
-            received => received?,
-        };
-        for (kind, body) in messages(&datagram[..length]) {
-            match kind {
-                NEW_ELEMENTS => counted.extend(elements(body)),
-                DONE => return Ok(()),
-                ERROR => return Err(error(body)),
-                _ => {}
-            }
-        }
-    }
-}
-
 fn question(set: &str) -> Vec<u8> {
-    let mut body = vec![INET, 0, 0, 0];
     let table = TABLE.split(' ').next_back().unwrap_or_default();
-    for (kind, text) in [(LIST_TABLE, table), (LIST_SET, set)] {
-        // With the zero byte that ends it.
-        body.extend((u16::try_from(text.len() + 5).unwrap_or_default()).to_ne_bytes());
-        body.extend(kind.to_ne_bytes());
-        body.extend(text.as_bytes());
-        body.push(0);
-        body.resize(body.len().next_multiple_of(4), 0);
-    }
-    let mut question = Vec::with_capacity(HEADER + body.len());
-    question.extend(((HEADER + body.len()) as u32).to_ne_bytes());
-    question.extend(GET_ELEMENTS.to_ne_bytes());
-    question.extend(LIST.to_ne_bytes());
-    // No sequence number, from whatever port this is.
-    question.resize(HEADER, 0);
-    question.extend(body);
-    question
-}
-
-fn error(body: &[u8]) -> Errno {
-    let number = body.get(..4).and_then(|b| b.try_into().ok()).map(i32::from_ne_bytes).unwrap_or_default();
-    Errno::from_raw_os_error(-number)
+    // With the zero byte that ends it.
+    let names =
+        [(LIST_TABLE, table), (LIST_SET, set)].map(|(kind, name)| attribute(kind, &[name.as_bytes(), &[0]].concat()));
+    message(GET_ELEMENTS, LIST, [INET, 0, 0, 0], &names.concat())
 }
 
 /// The elements in one piece of the answer. What is not as expected is left out.
@@ -168,10 +120,6 @@ fn elements(body: &[u8]) -> impl Iterator<Item = (Opened, Count)> {
         }
         Some((opened?, Count { connections: connections?, ago: LIFETIME.saturating_sub(left) }))
     })
-}
-
-fn one(attributes_of: &[u8], wanted: u16) -> Option<&[u8]> {
-    attributes(attributes_of).find(|(kind, _)| *kind == wanted).map(|(_, value)| value)
 }
 
 fn number(value: &[u8]) -> Option<u64> {

@@ -28,7 +28,7 @@ pub struct Recent {
 
 impl Recent {
     /// What is enforced now.
-    pub fn now(&self) -> &Arc<Committed> {
+    pub fn now(&self) -> &Committed {
         &self.now
     }
 
