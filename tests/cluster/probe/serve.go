@@ -100,6 +100,9 @@ func (s *server) listenUDP(network, port string) error {
 		return err
 	}
 	conn := packets.(*net.UDPConn)
+	if err := conn.SetReadBuffer(roomy); err != nil {
+		return err
+	}
 	if err := wantDestination(conn, network); err != nil {
 		return err
 	}

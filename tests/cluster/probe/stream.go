@@ -15,6 +15,11 @@ import (
 // grace is how long after the last message its echo still counts.
 const grace = 300 * time.Millisecond
 
+// roomy is more than the kernel gives a socket for what was not read yet: on
+// a busy machine a program may get no processor for a second or two, and what
+// is thrown away then was not lost by the network. It gives as much as it may.
+const roomy = 16 << 20
+
 // flow is one long-lived exchange of numbered messages.
 type flow interface {
 	send(number int) error
@@ -26,12 +31,13 @@ type flow interface {
 
 // tally counts what arrives and measures the longest silence.
 type tally struct {
-	mu       sync.Mutex
-	received int
-	first    int
-	last     int
-	longest  time.Duration
-	previous time.Time
+	mu           sync.Mutex
+	received     int
+	first        int
+	last         int
+	longest      time.Duration
+	longestSince time.Time
+	previous     time.Time
 }
 
 func (t *tally) add(number int) {
@@ -48,7 +54,9 @@ func (t *tally) add(number int) {
 // silence closes the gap since the previous message.
 func (t *tally) silence() {
 	now := time.Now()
-	t.longest = max(t.longest, now.Sub(t.previous))
+	if gap := now.Sub(t.previous); gap > t.longest {
+		t.longest, t.longestSince = gap, t.previous
+	}
 	t.previous = now
 }
 
@@ -154,8 +162,8 @@ func report(count *tally, sent int, oneway bool, broken <-chan struct{}) {
 		suffix = " broken"
 	default:
 	}
-	fmt.Printf("sent %d received %d lost %d longest-gap-ms %d%s\n",
-		sent, count.received, lost, count.longest.Milliseconds(), suffix)
+	fmt.Printf("sent %d received %d lost %d longest-gap-ms %d since %s%s\n",
+		sent, count.received, lost, count.longest.Milliseconds(), count.longestSince.Format("15:04:05.000"), suffix)
 }
 
 func openFlow(ctx context.Context, t target, source string, oneway bool) (flow, error) {
@@ -172,8 +180,8 @@ func openFlow(ctx context.Context, t target, source string, oneway bool) (flow, 
 	if err != nil {
 		return nil, err
 	}
-	if t.protocol == "udp" {
-		return udpFlow{conn, oneway}, nil
+	if udp, ok := conn.(*net.UDPConn); ok {
+		return udpFlow{conn, oneway}, udp.SetReadBuffer(roomy)
 	}
 	in := bufio.NewReader(conn)
 	conn.SetReadDeadline(time.Now().Add(time.Second))
