@@ -35,7 +35,7 @@ pub const MAX_JUDGED: usize = 1_000;
 #[serde(rename_all = "camelCase")]
 pub enum Said {
     /// A connection was denied.
-    Denied(Denied),
+    Denied(Box<Denied>),
     /// So many packets were denied that nothing more is known of.
     Lost(u64),
     /// That is all that is remembered: what follows is new.
@@ -110,9 +110,7 @@ pub struct NearestRule {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Judged {
-    /// The node.
-    pub node: String,
-    /// Whether its kernel holds what it was given.
+    /// Whether the node's kernel holds what it was given.
     pub table: Table,
     /// When somebody else last changed it, and what is known of that.
     #[serde(default, skip_serializing_if = "Option::is_none")]

@@ -15,6 +15,7 @@ use ringfence::policy::{
 use std::collections::BTreeSet;
 use std::fmt::Write;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::num::NonZeroU32;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Instant;
@@ -107,6 +108,20 @@ fn a_difference_makes_the_same_table_as_building_from_nothing() {
         table::assert_same(&table::read(&node), &skeleton, "after everything went");
     }
     println!("{:?}", started.elapsed());
+}
+
+#[test]
+fn what_is_denied_may_be_told_of_from_some_later_time_on() {
+    if !lab::ready() {
+        return;
+    }
+    let ruleset = scenario(&mut Random::new(1)).ruleset();
+    let telling = Ruleset { told: NonZeroU32::new(10), ..ruleset.clone() };
+    let node = Netns::new("node");
+    node.apply([nft::full(&ruleset).as_str()]);
+    node.apply(nft::plan(&ruleset, &telling).scripts());
+    table::assert_same(&table::read(&node), &table::from_nothing(&telling), "the difference");
+    assert_eq!(nft::plan(&telling, &telling), nft::Plan::default());
 }
 
 #[test]

@@ -167,8 +167,9 @@ impl Attachments {
         &self.records
     }
 
-    /// The addresses of the pods of which more, or less, is known than their status says. Also of those that gave some back
-    /// before their status ever showed it: who was told of such an address must be told that it is none any more.
+    /// The addresses of the pods of which more, or less, is known than their status says. Also of those that gave some back,
+    /// or lost them to another, before their status ever showed it: who was told of such an address must be told that it is
+    /// none any more.
     pub fn differing<'a>(&self, pods: impl Iterator<Item = &'a Target>) -> BTreeMap<NamespacedName, BTreeSet<IpAddr>> {
         let owners = self.owners();
         pods.filter(|pod| !pod.host_network)
@@ -179,7 +180,11 @@ impl Attachments {
                     addresses.extend(&record.attachment.addresses);
                 }
                 now.retain(|address| match owners.get(address) {
-                    Some(owner) => *owner == pod.uid,
+                    Some(owner) if *owner != pod.uid => {
+                        given_back.insert(*address);
+                        false
+                    }
+                    Some(_) => true,
                     None => !given_back.contains(address),
                 });
                 (now != *pod.reported() || !given_back.is_empty()).then(|| (pod.name.clone(), now))

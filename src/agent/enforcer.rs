@@ -29,7 +29,7 @@ pub struct Told {
     /// Who counts connections: what is about to be.
     pub usage: Usage,
     /// Who wants to know what is in force.
-    pub published: watch::Sender<Published>,
+    pub published: watch::Sender<Option<Published>>,
     /// Who wants the table to be looked at.
     pub examiner: Examiner,
 }
@@ -119,8 +119,8 @@ impl Enforcer {
     fn publish(&self, desired: &Desired, damage: Option<&Damage>) {
         let change = damage.map(|damage| Change { what: damage.to_string(), repaired: jiff::Timestamp::now() });
         self.told.published.send_modify(|published| {
-            published.committed = desired.committed.clone();
-            published.last_change = change.or(published.last_change.take());
+            let last_change = change.or(published.take().and_then(|before| before.last_change));
+            *published = Some(Published { committed: desired.committed.clone(), last_change });
         });
     }
 

@@ -66,6 +66,7 @@ use remotes::Remotes;
 use report::Reporter;
 use state::{Gate, State};
 use std::net::SocketAddr;
+use std::num::NonZeroU32;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use tokio::sync::watch::{Receiver, Sender, channel};
@@ -163,14 +164,15 @@ pub async fn run(args: Args, client: Client, shutdown: Shutdown) -> anyhow::Resu
     let announcer = Announcer::start(client.clone(), &node, metrics.clone(), shutdown.clone());
     let monitor = Monitor::open().context("cannot listen to changes of tables")?;
     state.lock().allowances = Allowances::new(anti_spoofing.widest);
-    let (published, in_force) = channel(Published::default());
+    let (published, in_force) = channel(None);
     let examiner = Examiner::new(dirty.clone());
-    let denials = tell_of_denied(&denied, &node_name, (&state, &in_force), &metrics, &shutdown).await;
-    let observer = Observer::new(&node_name, denials, in_force, examiner.clone());
+    let synced = Readiness::default();
+    let known = (state.clone(), in_force.clone());
+    let denials = tell_of_denied(&denied, &node_name, known, (&dirty, &synced), metrics.clone(), shutdown.clone());
+    let observer = Observer::new(denials, in_force, examiner.clone());
     tokio::spawn(observer.listen(observe, shutdown.clone()));
 
     let watches = Watches::new::<SecurityGroup>(client.clone(), timeline);
-    let synced = Readiness::default();
     let own = || watcher::Config::default().fields(&format!("spec.nodeName={node_name}"));
     watches.watch::<Pod, _>(own(), Feed(news(&state, &dirty, Some(&attached))), &synced, "pods");
     let interfaces = news(&state, &dirty, Some(&attached));
@@ -258,34 +260,39 @@ pub async fn run(args: Args, client: Client, shutdown: Shutdown) -> anyhow::Resu
     }
 }
 
-/// Decides whether the kernel is to tell of denied packets, and listens to it if so.
-async fn tell_of_denied(
+/// Has the kernel tell of denied packets, if it is to and can, and listens to it.
+fn tell_of_denied(
     args: &denials::Telling,
     node: &str,
-    (state, in_force): (&Shared, &Receiver<Published>),
-    metrics: &Metrics,
-    shutdown: &Shutdown,
+    known: (Shared, Receiver<Option<Published>>),
+    (dirty, synced): (&Arc<Coalescer>, &Readiness),
+    metrics: Metrics,
+    shutdown: Shutdown,
 ) -> Denials {
-    let silent = match denials::wanted(&Nft::default(), args.denied_rate).await {
-        Ok(Some(rate)) => {
+    let Some(rate) = NonZeroU32::new(args.denied_rate) else {
+        return Denials::new(
+            node,
+            Some("denied connections are not recorded: deniedConnections.enabled is false".into()),
+        );
+    };
+    let denials = Denials::new(node, Some("it is not known yet whether this node's kernel can tell of them".into()));
+    let (telling, tried) = (denials.clone(), synced.register("what the kernel can tell of"));
+    let (state, dirty, log) = (known.0.clone(), dirty.clone(), args.denied_log);
+    let tell = async move {
+        let tells = || {
             state.lock().told = Some(rate);
-            None
-        }
-        Ok(None) => Some("denied connections are not recorded: deniedConnections.enabled is false".to_owned()),
-        Err(error) => {
-            tracing::warn!(
-                error = chain(&error),
-                "this kernel cannot tell of denied packets; they are dropped all the same"
-            );
-            Some(format!("this node's kernel cannot tell of denied packets: {error}"))
+            dirty.notify();
+        };
+        if telling.begin(&Nft::default(), rate, tried, tells).await {
+            telling.run(known, metrics, log).await;
         }
     };
-    let listens = silent.is_none();
-    let denials = Denials::new(node, silent);
-    if listens {
-        let known = (state.clone(), in_force.clone());
-        tokio::spawn(denials.clone().run(known, metrics.clone(), args.denied_log, shutdown.clone()));
-    }
+    tokio::spawn(async move {
+        tokio::select! {
+            () = tell => {}
+            () = shutdown.signalled() => {}
+        }
+    });
     denials
 }
 

@@ -35,16 +35,15 @@ const BIND_AGAIN: Duration = Duration::from_secs(30);
 /// See the module.
 #[derive(Clone)]
 pub struct Observer {
-    node: Arc<str>,
     denials: Denials,
-    published: watch::Receiver<Published>,
+    published: watch::Receiver<Option<Published>>,
     examiner: Examiner,
 }
 
 impl Observer {
     /// One that answers from these.
-    pub fn new(node: &str, denials: Denials, published: watch::Receiver<Published>, examiner: Examiner) -> Self {
-        Self { node: node.into(), denials, published, examiner }
+    pub fn new(denials: Denials, published: watch::Receiver<Option<Published>>, examiner: Examiner) -> Self {
+        Self { denials, published, examiner }
     }
 
     /// Listens until shutdown. That nobody can ask does not keep the agent from its work.
@@ -95,7 +94,10 @@ impl Observer {
         match serde_json::from_str(&line) {
             Ok(Request::Drops { follow }) => self.drops(reader.into_inner().into_inner(), writer, follow).await,
             Ok(Request::Judge { connections }) if connections.len() <= MAX_JUDGED => {
-                say(&mut writer, &Said::Judged(self.judge(&connections).await)).await
+                let judged = self.judge(&connections).await;
+                let none =
+                    || Said::Problem("this node's agent has just started, and has put no rules into force yet".into());
+                say(&mut writer, &judged.map_or_else(none, Said::Judged)).await
             }
             Ok(Request::Judge { .. }) => {
                 let problem = format!("more than {MAX_JUDGED} connections are not judged at once");
@@ -111,7 +113,7 @@ impl Observer {
             Err(why) => return say(&mut writer, &Said::Problem(why)).await,
         };
         for denied in remembered {
-            say(&mut writer, &Said::Denied(denied)).await?;
+            say(&mut writer, &Said::Denied(Box::new(denied))).await?;
         }
         say(&mut writer, &Said::Remembered).await?;
         if !follow {
@@ -123,9 +125,10 @@ impl Observer {
         }
     }
 
-    async fn judge(&self, connections: &[Connection]) -> Judged {
+    /// `None`: nothing was put into force yet.
+    async fn judge(&self, connections: &[Connection]) -> Option<Judged> {
         let table = self.examiner.examine().await;
-        let Published { committed, last_change } = self.published.borrow().clone();
+        let Published { committed, last_change } = self.published.borrow().clone()?;
         let verdict = |direction, connection: &Connection| {
             let own = match direction {
                 Direction::Ingress => connection.destination,
@@ -142,8 +145,7 @@ impl Observer {
             let groups = end.iter().flat_map(|end| &end.attached).map(ToString::to_string).collect();
             NodeVerdict { reason: reason.to_owned(), rule, groups }
         };
-        Judged {
-            node: self.node.to_string(),
+        Some(Judged {
             table,
             last_change,
             generations: committed.groups.iter().map(|(group, of)| (group.to_string(), of.generation)).collect(),
@@ -151,7 +153,7 @@ impl Observer {
                 .iter()
                 .map(|connection| [Direction::Egress, Direction::Ingress].map(|d| verdict(d, connection)))
                 .collect(),
-        }
+        })
     }
 }
 
@@ -250,8 +252,8 @@ mod tests {
     }
 
     /// An observer that listens, what it remembers, and a way to let the kernel tell of a packet.
-    async fn listening(denials: Denials) -> (SocketAddr, impl Fn(u16)) {
-        let (sender, in_force) = watch::channel(published());
+    async fn listening(denials: Denials, published: Option<Published>) -> (SocketAddr, impl Fn(u16)) {
+        let (sender, in_force) = watch::channel(published);
         let dirty = Arc::new(Coalescer::new(RETRY, None));
         let examiner = Examiner::new(dirty.clone());
         let asked = examiner.clone();
@@ -264,7 +266,7 @@ mod tests {
         }));
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
-        let observer = Observer::new("n1", denials.clone(), in_force.clone(), examiner);
+        let observer = Observer::new(denials.clone(), in_force.clone(), examiner);
         tokio::spawn(async move { observer.accept(&listener).await });
         let state = Shared::new(State::new(BTreeSet::new()));
         let metrics = Metrics::register(&mut prometheus_client::registry::Registry::default());
@@ -283,7 +285,7 @@ mod tests {
 
     #[tokio::test]
     async fn who_asks_hears_what_was_denied_and_who_follows_what_is() {
-        let (address, tell) = listening(Denials::new("n1", None)).await;
+        let (address, tell) = listening(Denials::new("n1", None), Some(published())).await;
         tell(80);
         let mut once = ask(address, r#"{"drops":{"follow":false}}"#).await;
         let Some(Said::Denied(denied)) = next(&mut once).await else { panic!("nothing was denied") };
@@ -308,7 +310,7 @@ mod tests {
 
     #[tokio::test]
     async fn connections_are_judged_by_what_was_committed() {
-        let (address, _) = listening(Denials::new("n1", None)).await;
+        let (address, _) = listening(Denials::new("n1", None), Some(published())).await;
         let connections = ["192.0.2.7", CLIENT, NODE].map(|source| connection(source, 80)).to_vec();
         let question = serde_json::to_string(&Request::Judge { connections }).unwrap();
         let Some(Said::Judged(judged)) = next(&mut ask(address, &question).await).await else { panic!("no answer") };
@@ -320,8 +322,12 @@ mod tests {
 
     #[tokio::test]
     async fn what_cannot_be_answered_says_why() {
-        let (address, _) = listening(Denials::new("n1", Some("it is off".to_owned()))).await;
-        for (question, why) in [(r#"{"drops":{"follow":true}}"#, "it is off"), ("GET / HTTP/1.1", "cannot be read")] {
+        let (address, _) = listening(Denials::new("n1", Some("it is off".to_owned())), None).await;
+        for (question, why) in [
+            (r#"{"drops":{"follow":true}}"#, "it is off"),
+            (r#"{"judge":{"connections":[]}}"#, "has put no rules into force yet"),
+            ("GET / HTTP/1.1", "cannot be read"),
+        ] {
             let mut lines = ask(address, question).await;
             let Some(Said::Problem(problem)) = next(&mut lines).await else { panic!("no problem") };
             assert!(problem.contains(why), "{problem}");

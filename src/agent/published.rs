@@ -13,7 +13,7 @@ use tokio::sync::oneshot;
 const PATIENCE: Duration = Duration::from_secs(6);
 
 /// What the last commit made true.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 pub struct Published {
     /// The rules in force.
     pub committed: Arc<Committed>,

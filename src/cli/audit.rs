@@ -45,10 +45,12 @@ pub async fn run(args: Args, paint: Paint) -> anyhow::Result<Outcome> {
     let mut found = findings(&inventory, scope);
     found.extend(unused(&inventory, scope, args.unused_days, now));
     found.sort_by(in_order);
+    if inventory.usages.is_none() && !args.source.offline.offline {
+        inventory.notes.push("you may not list nodeusages: unused rules are not looked for".to_owned());
+    }
     for (node, until) in silent_nodes(&inventory, now) {
-        let until = day(until);
-        let note = format!("node {node} told last on {until} what it counts: of rules of groups there nothing is said");
-        inventory.notes.push(note);
+        let told = until.map_or("has not told yet".to_owned(), |until| format!("told last on {}", day(until)));
+        inventory.notes.push(format!("node {node} {told} what it counts: of rules of its groups nothing is said"));
     }
     let failed = found.iter().any(|finding| finding.level >= args.fail_on);
     let text = match args.output {

@@ -11,16 +11,23 @@ use crate::observe::{Denied, NearestRule, Peer, Request, Said};
 use crate::policy::describe::{direction_name, l4_text};
 use crate::policy::{Direction, Miss};
 use anyhow::bail;
-use futures::future::join_all;
+use futures::{StreamExt, stream};
 use jiff::Timestamp;
 use std::collections::BTreeSet;
 use std::io::Write;
 use std::net::IpAddr;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
-use tokio::sync::mpsc;
+use tokio::sync::{Semaphore, mpsc};
 
-/// An address that nobody is known to have is looked up again, but no more often than this.
+/// Who has an address is looked up again when there is one that nobody is known to have, but no more often than this, …
 const LOOK_AGAIN: Duration = Duration::from_secs(5);
+/// … not so that looking takes more than one part in so many of the time, …
+const RARELY: u32 = 20;
+/// … and for so long not for addresses that nobody had: most are not of the cluster.
+const STRANGE_FOR: Duration = Duration::from_mins(5);
+/// So many nodes are asked at the same time.
+const AT_ONCE: usize = 64;
 
 /// Which connections to show.
 #[derive(Clone, Debug, clap::Args)]
@@ -61,7 +68,8 @@ pub async fn run(args: Args, paint: Paint) -> anyhow::Result<Outcome> {
         async move { (tokio::time::timeout(SOON, remembered(agents, &node)).await, node) }
     });
     let (mut all, mut answered) = (Vec::new(), false);
-    for (remembered, node) in join_all(asked).await {
+    let mut asked = stream::iter(asked).buffered(AT_ONCE);
+    while let Some((remembered, node)) = asked.next().await {
         match remembered {
             Ok(Ok(denied)) => {
                 answered = true;
@@ -89,7 +97,7 @@ async fn remembered(agents: &Agents, node: &str) -> anyhow::Result<Vec<Denied>> 
     let mut all = Vec::new();
     loop {
         match answer.next().await? {
-            Some(Said::Denied(denied)) => all.push(denied),
+            Some(Said::Denied(denied)) => all.push(*denied),
             Some(Said::Remembered) => return Ok(all),
             Some(_) => {}
             None => bail!("its agent's answer was cut off"),
@@ -106,11 +114,11 @@ async fn follow_all(
     (format, paint): (Format, Paint),
 ) -> anyhow::Result<Outcome> {
     let (sender, mut heard) = mpsc::channel(64);
-    let agents = std::sync::Arc::new(agents);
+    let (agents, places) = (Arc::new(agents), Arc::new(Semaphore::new(AT_ONCE)));
     for node in agents.nodes().cloned().collect::<Vec<_>>() {
-        let (agents, sender) = (agents.clone(), sender.clone());
+        let (agents, places, sender) = (agents.clone(), places.clone(), sender.clone());
         tokio::spawn(async move {
-            let end = listen(&agents, &node, &sender).await;
+            let end = listen(&agents, &places, &node, &sender).await;
             let why = end.map_or_else(|error| crate::runtime::chain(&*error), |()| "its agent ended".to_owned());
             let _ = sender.send((node, Err(why))).await;
         });
@@ -147,8 +155,11 @@ async fn follow_all(
 
 type Heard = (String, Result<Said, String>);
 
-async fn listen(agents: &Agents, node: &str, sender: &mpsc::Sender<Heard>) -> anyhow::Result<()> {
-    let mut answer = agents.ask(node, &Request::Drops { follow: true }).await?;
+async fn listen(agents: &Agents, places: &Semaphore, node: &str, sender: &mpsc::Sender<Heard>) -> anyhow::Result<()> {
+    let mut answer = {
+        let _place = places.acquire().await?;
+        agents.ask(node, &Request::Drops { follow: true }).await?
+    };
     while let Some(said) = answer.next().await? {
         sender.send((node.to_owned(), Ok(said))).await?;
     }
@@ -179,24 +190,51 @@ struct Names {
     inventory: Inventory,
     index: Index,
     looked: Instant,
+    /// How long that took.
+    took: Duration,
+    /// Who was looked up and is nobody's, and since when such are remembered.
+    strangers: (Instant, BTreeSet<IpAddr>),
 }
 
 impl Names {
     async fn load(cluster: &Cluster) -> anyhow::Result<Self> {
+        let start = Instant::now();
         let inventory = cluster.inventory(Wanted { targets: true, ..Wanted::default() }).await?;
-        Ok(Self { index: inventory.index(), inventory, looked: Instant::now() })
+        Ok(Self::new(inventory, start.elapsed()))
+    }
+
+    fn new(inventory: Inventory, took: Duration) -> Self {
+        let (index, now) = (inventory.index(), Instant::now());
+        Self { index, inventory, looked: now, took, strangers: (now, BTreeSet::new()) }
     }
 
     /// Looks again, if there is somebody new.
     async fn refresh(&mut self, cluster: &Cluster, denied: &Denied) {
-        let known = [&denied.source, &denied.destination].iter().all(|end| self.name(end).is_some());
-        if !known && self.looked.elapsed() > LOOK_AGAIN {
-            match Self::load(cluster).await {
-                Ok(names) => *self = names,
-                // What was known is better than nothing.
-                Err(_) => self.looked = Instant::now(),
-            }
+        let news = self.news(denied, Instant::now());
+        if news.is_empty() {
+            return;
         }
+        let mut strangers = std::mem::replace(&mut self.strangers, (Instant::now(), BTreeSet::new()));
+        match Self::load(cluster).await {
+            Ok(names) => *self = names,
+            // What was known is better than nothing.
+            Err(_) => self.looked = Instant::now(),
+        }
+        strangers.1.extend(news);
+        self.strangers = strangers;
+    }
+
+    /// The addresses for which it is worth a look who has them.
+    fn news(&mut self, denied: &Denied, now: Instant) -> Vec<IpAddr> {
+        if now - self.looked <= LOOK_AGAIN.max(self.took * RARELY) {
+            return Vec::new();
+        }
+        if now - self.strangers.0 > STRANGE_FOR {
+            self.strangers = (now, BTreeSet::new());
+        }
+        let ends = [&denied.source, &denied.destination].into_iter();
+        let unknown = ends.filter(|end| self.name(end).is_none()).map(|end| end.address);
+        unknown.filter(|address| !self.strangers.1.contains(address)).collect()
     }
 
     fn addresses(&self, namespace: &str, target: &str) -> anyhow::Result<BTreeSet<IpAddr>> {
@@ -332,7 +370,7 @@ metadata:
         let mut inventory = Inventory::default();
         read(text, "shop", &mut inventory).unwrap();
         bring_to_life(&mut inventory, &["10.0.0.0/24".parse().unwrap()]).unwrap();
-        Names { index: inventory.index(), inventory, looked: Instant::now() }
+        Names::new(inventory, Duration::from_secs(1))
     }
 
     fn denied(names: &Names) -> Denied {
@@ -375,6 +413,21 @@ metadata:
         );
         let table = table(&[denied], Format::Wide, Paint(false));
         assert!(table.contains("into TO   shop/db") && table.contains("n1"), "{table}");
+    }
+
+    #[test]
+    fn who_is_nobody_is_not_looked_up_again_and_again() {
+        let mut names = names();
+        let mut denied = denied(&names);
+        let later = |seconds| Duration::from_secs(seconds);
+        let start = names.looked;
+        assert!(names.news(&denied, start + later(21)).is_empty(), "both are known");
+        denied.source.address = "192.0.2.7".parse().unwrap();
+        assert!(names.news(&denied, start + later(20)).is_empty(), "the last look took a second");
+        assert_eq!(names.news(&denied, start + later(21)), [denied.source.address]);
+        names.strangers.1.insert(denied.source.address);
+        assert!(names.news(&denied, start + later(300)).is_empty());
+        assert_eq!(names.news(&denied, start + later(301)), [denied.source.address]);
     }
 
     #[test]

@@ -162,7 +162,6 @@ mod tests {
         let node =
             |reason: &str| NodeVerdict { reason: reason.to_owned(), rule: None, groups: vec!["shop/db".to_owned()] };
         let mut judged = Judged {
-            node: "n1".to_owned(),
             table: Table::Same,
             last_change: None,
             generations: [("shop/db".to_owned(), 2)].into(),

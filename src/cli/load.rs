@@ -202,7 +202,7 @@ impl Cluster {
             inventory.service_networks = cidrs.filter_map(|cidr| cidr.parse().ok()).collect();
         }
         if wanted.usage {
-            inventory.usages = self.list_cluster(notes).await?;
+            inventory.usages = self.list_permitted().await?;
         }
         if wanted.neighbours {
             inventory.services = self.list(notes).await?.0;
@@ -266,14 +266,23 @@ impl Cluster {
     where
         K: Resource<DynamicType = ()> + Clone + Debug + DeserializeOwned,
     {
+        let permitted = self.list_permitted().await?;
+        Ok(permitted.unwrap_or_else(|| {
+            notes.push(format!("you may not list {}: what they say is not taken into account", K::plural(&())));
+            Vec::new()
+        }))
+    }
+
+    /// Likewise; `None` where we may not look.
+    async fn list_permitted<K>(&self) -> anyhow::Result<Option<Vec<K>>>
+    where
+        K: Resource<DynamicType = ()> + Clone + Debug + DeserializeOwned,
+    {
         match pages(Api::all(self.client.clone())).await {
-            Err(error) if is_forbidden(&error) => {
-                notes.push(format!("you may not list {}: what they say is not taken into account", K::plural(&())));
-                Ok(Vec::new())
-            }
+            Err(error) if is_forbidden(&error) => Ok(None),
             // An earlier version of Ringfence has no such kind.
-            Err(kube::Error::Api(status)) if status.code == 404 => Ok(Vec::new()),
-            listed => listed.with_context(|| format!("cannot list {}", K::plural(&()))),
+            Err(kube::Error::Api(status)) if status.code == 404 => Ok(Some(Vec::new())),
+            listed => listed.map(Some).with_context(|| format!("cannot list {}", K::plural(&()))),
         }
     }
 }

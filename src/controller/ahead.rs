@@ -26,8 +26,10 @@ struct Held {
     node: String,
     boot: Option<String>,
     addresses: BTreeSet<IpAddr>,
-    /// What the pod's status said when the node said it no more.
-    until_not: Option<BTreeSet<IpAddr>>,
+    /// What the pod's status said when the node began to say so.
+    status: BTreeSet<IpAddr>,
+    /// Whether the node says so no more.
+    over: bool,
 }
 
 impl Ahead {
@@ -70,25 +72,29 @@ impl Ahead {
     fn of_pod(&mut self, pod: &Target) -> Option<(String, BTreeSet<IpAddr>)> {
         let node = pod.node.as_ref()?;
         let (boot, known) = self.nodes.get(node)?;
+        let held = self.held.get_mut(&pod.name);
+        let mut held = held.filter(|held| held.uid == pod.uid && held.node == *node && held.boot == *boot);
         let addresses = match known.get(&(pod.name.clone(), pod.uid.clone())) {
             Some(addresses) => {
-                let held = Held {
-                    uid: pod.uid.clone(),
-                    node: node.clone(),
-                    boot: boot.clone(),
-                    addresses: addresses.clone(),
-                    until_not: None,
-                };
-                &self.held.entry(pod.name.clone()).insert_entry(held).into_mut().addresses
+                if held.is_none_or(|held| held.over || held.addresses != *addresses) {
+                    let held = Held {
+                        uid: pod.uid.clone(),
+                        node: node.clone(),
+                        boot: boot.clone(),
+                        addresses: addresses.clone(),
+                        status: pod.reported().clone(),
+                        over: false,
+                    };
+                    self.held.insert(pod.name.clone(), held);
+                }
+                addresses
             }
             // The node says it no more because the status says the same, or because the pod is gone. Here that news may be
             // late: until the status changes, what the node said last is truer.
             None => {
-                let held = self.held.get_mut(&pod.name)?;
-                let same = held.uid == pod.uid && held.node == *node && held.boot == *boot;
-                let reported = pod.reported();
-                let late = held.until_not.get_or_insert_with(|| reported.clone()) == reported;
-                if !same || !late || held.addresses == *reported {
+                let held = held.as_mut()?;
+                held.over = true;
+                if held.status != *pod.reported() || held.addresses == *pod.reported() {
                     return None;
                 }
                 &held.addresses

@@ -8,7 +8,7 @@ use super::lock_out::{AdminPorts, Before, Notice};
 use super::membership::Membership;
 use super::reports::{Differences, Reports};
 use super::shards::Shards;
-use super::usage::Usages;
+use super::usage::{Identity, Usages};
 use crate::api::{
     ConnectionHandover, NetworkInterface, NetworkInterfaceStatus, NodeEnforcement, NodeUsageSpec, SecurityGroup,
     SecurityGroupBinding, SecurityGroupBindingStatus, SecurityGroupSlice, SecurityGroupSliceSpec, SecurityGroupStatus,
@@ -143,9 +143,19 @@ impl Cluster {
 
     /// Remembers what the API server shows of a group, `None` if it is gone.
     pub fn see_group(&mut self, name: NamespacedName, seen: Option<Seen<SecurityGroupStatus>>) {
-        let work = Work::Group(name.clone());
-        if see(&mut self.groups, name, seen) {
-            self.work.insert(work);
+        let identity = |seen: &Seen<SecurityGroupStatus>| {
+            let uid = seen.metadata.uid.clone().unwrap_or_default();
+            Identity { name: name.clone(), uid }
+        };
+        let gone = self.groups.get(&name).filter(|_| seen.is_none()).map(identity);
+        if see(&mut self.groups, name.clone(), seen) {
+            if let Some(gone) = gone {
+                self.usages.said(&gone, &[]);
+            }
+            if let Some(seen) = self.groups.get(&name) {
+                self.usages.said(&identity(seen), &seen.ours.usage);
+            }
+            self.work.insert(Work::Group(name));
         }
     }
 
@@ -205,6 +215,14 @@ impl Cluster {
         if known != node.map(|_| boot) {
             self.standing_changed(name);
         }
+        match node {
+            Some(_) => {
+                if let Some(usage) = self.usages.take_early(name) {
+                    self.count(name, Some(usage));
+                }
+            }
+            None => self.count(name, None),
+        }
         let changes = self.index.set_node_addresses(name, addresses);
         self.changed(changes);
     }
@@ -247,13 +265,21 @@ impl Cluster {
         }
     }
 
-    /// Takes in what a node counts, `None` if it counts nothing any more.
-    pub fn set_usage(&mut self, node: &str, usage: Option<NodeUsageSpec>) {
-        if usage.is_none() && !self.nodes.contains_key(node) {
-            let groups = &self.groups;
-            self.usages.depart(node, |group| groups.get(group).map(|seen| seen.ours.usage.as_slice()));
+    /// Takes in what a node counts. What it does not tell any more, as somebody deleted it, it will tell again.
+    pub fn set_usage(&mut self, node: &str, usage: NodeUsageSpec) {
+        if self.nodes.contains_key(node) {
+            self.count(node, Some(usage));
+        } else {
+            self.usages.set_early(node, usage);
         }
-        self.work.extend(self.usages.set(node, usage).into_iter().map(Work::Group));
+    }
+
+    fn count(&mut self, node: &str, usage: Option<NodeUsageSpec>) {
+        let said = |identity: &Identity| {
+            let seen = self.groups.get(&identity.name)?;
+            (seen.metadata.uid.as_ref() == Some(&identity.uid)).then_some(seen.ours.usage.as_slice())
+        };
+        self.work.extend(self.usages.set(node, usage, said).into_iter().map(Work::Group));
     }
 
     /// Takes in the ranges of Service addresses.

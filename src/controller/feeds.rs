@@ -207,30 +207,26 @@ pub struct Counted(pub Shared);
 impl Sink<NodeUsage> for Counted {
     fn reset(&mut self, usages: Vec<NodeUsage>, _: Vec<Malformed>) {
         self.0.change(|cluster| {
-            let listed: BTreeSet<String> = usages.iter().map(|u| name_of(&u.metadata).name).collect();
-            let known: Vec<String> = cluster.usages.nodes().cloned().collect();
-            for gone in known.into_iter().filter(|node| !listed.contains(node)) {
-                cluster.set_usage(&gone, None);
-            }
+            cluster.usages.complete();
             for usage in usages {
-                cluster.set_usage(&name_of(&usage.metadata).name, Some(usage.spec));
+                cluster.set_usage(&name_of(&usage.metadata).name, usage.spec);
             }
         });
     }
 
     fn apply(&mut self, usage: NodeUsage) {
-        self.0.change(|cluster| cluster.set_usage(&name_of(&usage.metadata).name, Some(usage.spec)));
+        self.0.change(|cluster| cluster.set_usage(&name_of(&usage.metadata).name, usage.spec));
     }
 
     fn delete(&mut self, usage: NodeUsage) {
-        self.0.change(|cluster| cluster.set_usage(&name_of(&usage.metadata).name, None));
+        self.0.change(|cluster| drop(cluster.usages.take_early(&name_of(&usage.metadata).name)));
     }
 
     // The schema keeps everyone from writing one that cannot be read.
     fn malformed(&mut self, _: Malformed) {}
 
     fn delete_malformed(&mut self, usage: Malformed) {
-        self.0.change(|cluster| cluster.set_usage(&name_of(&usage.meta).name, None));
+        self.0.change(|cluster| drop(cluster.usages.take_early(&name_of(&usage.meta).name)));
     }
 }
 

@@ -143,7 +143,6 @@ pub async fn run(args: Args, client: Client, shutdown: Shutdown) -> anyhow::Resu
     watches.watch::<ServiceCIDR, _>(all(), Serving::new(shared.clone()), &readiness, "servicecidrs");
     watches.watch::<SecurityGroupSlice, _>(all(), Slices(shared.clone()), &readiness, "securitygroupslices");
     watches.watch::<NodeEnforcement, _>(all(), Reported(shared.clone()), &readiness, "nodeenforcements");
-    watches.watch::<NodeUsage, _>(all(), Counted(shared.clone()), &readiness, "nodeusages");
     watches.watch::<ConnectionHandover, _>(all(), HandedOver(shared.clone()), &readiness, "connectionhandovers");
     watches.watch::<Pod, _>(all(), Objects(shared.clone()), &readiness, "pods");
     watches.watch::<NetworkInterface, _>(all(), Objects(shared.clone()), &readiness, "networkinterfaces");
@@ -154,6 +153,8 @@ pub async fn run(args: Args, client: Client, shutdown: Shutdown) -> anyhow::Resu
         () = readiness.ready() => {}
         () = shutdown.signalled() => return Ok(()),
     }
+    // Of what nobody waits for: it is much where there are many nodes, and says nothing about who may reach whom.
+    watches.watch::<NodeUsage, _>(all(), Counted(shared.clone()), &Readiness::default(), "nodeusages");
     let mut machines = kubevirt::follow(watches, None, shared.runs_machines.subscribe(), {
         let shared = shared.clone();
         move |update| shared.change(|cluster| cluster.update(update))

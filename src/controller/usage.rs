@@ -1,87 +1,147 @@
 //! How rules are used, summed over nodes.
 //!
 //! PURE. A group's status is sent to every agent that watches it, so it is written when there is news, not when there is another
-//! number: a first match, one a day after the last that was told, a count that has doubled.
+//! number: a first match, one a day after the last that was told, a count that has doubled. What a node tells costs as much as
+//! that is, however many other nodes there are.
 
-use crate::api::{NodeUsageSpec, RuleDirection, RuleUsage, UsedGroup, UsedRule};
+use crate::api::{NodeUsageSpec, RuleDirection, RuleUsage, UsedRule};
 use crate::index::Group;
 use crate::policy::{Direction, NamespacedName};
 use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 type Key = (RuleDirection, String);
 
-/// What one node tells of one group.
+/// A group: others may have had its name.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Identity {
+    /// Its name.
+    pub name: NamespacedName,
+    /// Its uid.
+    pub uid: String,
+}
+
+/// What nodes tell of a rule.
 #[derive(Clone, Debug, PartialEq)]
-struct Told {
-    uid: String,
+struct Sum {
+    nodes: usize,
+    /// Wide enough for whatever nodes write.
+    connections: i128,
+    last: Option<Timestamp>,
+    since: Timestamp,
     gap: Option<Timestamp>,
-    rules: BTreeMap<Key, UsedRule>,
 }
 
 /// What nodes tell.
 #[derive(Debug, Default)]
 pub struct Usages {
-    nodes: BTreeMap<String, BTreeSet<NamespacedName>>,
-    groups: HashMap<NamespacedName, BTreeMap<String, Told>>,
-    /// How many connections nodes counted that are gone: what the status of the group said when the last of them went, and what
-    /// that one had counted.
-    departed: HashMap<NamespacedName, BTreeMap<Key, i64>>,
+    /// The connections that each node tells of.
+    nodes: HashMap<String, BTreeMap<Identity, BTreeMap<Key, i64>>>,
+    /// Of nodes that are not there, or not yet.
+    early: HashMap<String, NodeUsageSpec>,
+    sums: HashMap<Identity, BTreeMap<Key, Sum>>,
+    /// How many connections were counted by who counts them no more, until statuses say so.
+    departed: HashMap<Identity, BTreeMap<Key, i64>>,
+    complete: bool,
 }
 
 impl Usages {
-    /// Takes in what a node tells, `None` if it tells nothing any more. Returns the groups of which that is another thing.
-    pub fn set(&mut self, node: &str, usage: Option<NodeUsageSpec>) -> BTreeSet<NamespacedName> {
-        let gap = usage.as_ref().and_then(|usage| usage.gap.as_ref()).map(|time| time.0);
-        let told = usage.into_iter().flat_map(|usage| usage.groups).map(|group| {
-            let UsedGroup { namespace, name, uid, rules } = group;
-            let rules = rules.into_iter().map(|rule| ((rule.direction, rule.id.clone()), rule)).collect();
-            (NamespacedName { namespace, name }, Told { uid, gap, rules })
-        });
-        let mut told: BTreeMap<NamespacedName, Told> = told.collect();
-        let before = self.nodes.remove(node).unwrap_or_default();
-        if !told.is_empty() {
-            self.nodes.insert(node.to_owned(), told.keys().cloned().collect());
-        }
-        let all: BTreeSet<NamespacedName> = told.keys().cloned().chain(before).collect();
+    /// All nodes that tell something have told it: before, the sums are no sums.
+    pub fn complete(&mut self) {
+        self.complete = true;
+    }
+
+    /// Takes in what a node tells that is not there: it counts once the node is.
+    pub fn set_early(&mut self, node: &str, usage: NodeUsageSpec) {
+        self.early.insert(node.to_owned(), usage);
+    }
+
+    /// What a node told that was not there.
+    pub fn take_early(&mut self, node: &str) -> Option<NodeUsageSpec> {
+        self.early.remove(node)
+    }
+
+    /// Takes in what a node tells, `None` if it is gone for good. What it does not tell any more counts on. `said` is what the
+    /// status of a group says. Returns the groups of which there is another thing to say.
+    pub fn set<'a>(
+        &mut self,
+        node: &str,
+        usage: Option<NodeUsageSpec>,
+        said: impl Fn(&Identity) -> Option<&'a [RuleUsage]>,
+    ) -> BTreeSet<NamespacedName> {
+        let mut before = self.nodes.remove(node).unwrap_or_default();
+        let mut told = BTreeMap::new();
         let mut differing = BTreeSet::new();
-        for name in all {
-            let nodes = self.groups.entry(name.clone()).or_default();
-            let now = told.remove(&name);
-            let same = nodes.get(node) == now.as_ref();
-            match now {
-                Some(now) => drop(nodes.insert(node.to_owned(), now)),
-                None => drop(nodes.remove(node)),
+        let gap = usage.as_ref().and_then(|usage| usage.gap.as_ref()).map(|time| time.0);
+        for group in usage.into_iter().flat_map(|usage| usage.groups) {
+            let name = NamespacedName { namespace: group.namespace, name: group.name };
+            let identity = Identity { name, uid: group.uid };
+            if told.contains_key(&identity) {
+                continue;
             }
-            if nodes.is_empty() {
-                self.groups.remove(&name);
+            let mut known = before.remove(&identity).unwrap_or_default();
+            let sums = self.sums.entry(identity.clone()).or_default();
+            let (mut counts, mut differs) = (BTreeMap::new(), false);
+            for rule in group.rules {
+                if let Entry::Vacant(entry) = counts.entry((rule.direction, rule.id.clone())) {
+                    let known = known.remove(entry.key());
+                    differs |= add(sums, entry.key(), known, &rule, gap);
+                    entry.insert(rule.connections);
+                }
             }
-            if !same {
-                differing.insert(name);
+            differs |= self.depart(&identity, known, &said);
+            if differs {
+                differing.insert(identity.name.clone());
             }
+            told.insert(identity, counts);
+        }
+        for (identity, counts) in before {
+            if self.depart(&identity, counts, &said) {
+                differing.insert(identity.name);
+            }
+        }
+        if !told.is_empty() {
+            self.nodes.insert(node.to_owned(), told);
         }
         differing
     }
 
-    /// The names of the nodes that tell something.
-    pub fn nodes(&self) -> impl Iterator<Item = &String> {
-        self.nodes.keys()
+    /// What a node counted of a group and does not tell any more counts on. Tells whether there was anything.
+    fn depart<'a>(
+        &mut self,
+        identity: &Identity,
+        counts: BTreeMap<Key, i64>,
+        said: impl Fn(&Identity) -> Option<&'a [RuleUsage]>,
+    ) -> bool {
+        let differs = !counts.is_empty();
+        let sums = self.sums.entry(identity.clone()).or_default();
+        for (key, connections) in counts {
+            if let Some(sum) = sums.get_mut(&key) {
+                sum.connections -= i128::from(connections);
+                sum.nodes -= 1;
+                if sum.nodes == 0 {
+                    sums.remove(&key);
+                }
+            }
+            // With a rule goes its count.
+            let Some(said) = said(identity).and_then(|said| of_key(said, &key)) else { continue };
+            let departed = self.departed.entry(identity.clone()).or_default().entry(key).or_default();
+            *departed = (*departed).max(said.departed).saturating_add(connections);
+        }
+        if sums.is_empty() {
+            self.sums.remove(identity);
+        }
+        differs
     }
 
-    /// A node is about to be forgotten, as it is gone for good: what it counted of groups counts on. `said` is what their
-    /// statuses say.
-    pub fn depart<'a>(&mut self, node: &str, said: impl Fn(&NamespacedName) -> Option<&'a [RuleUsage]>) {
-        for name in self.nodes.get(node).into_iter().flatten() {
-            let (Some(said), Some(told)) = (said(name), self.groups.get(name).and_then(|nodes| nodes.get(node))) else {
-                continue;
-            };
-            let departed = self.departed.entry(name.clone()).or_default();
-            for (key, rule) in &told.rules {
-                let said = said.iter().find(|said| said.direction == key.0 && said.id == key.1);
-                let before = departed.entry(key.clone()).or_default();
-                *before = (*before).max(said.map_or(0, |said| said.departed)).saturating_add(rule.connections);
-            }
+    /// What the status of a group says.
+    pub fn said(&mut self, identity: &Identity, said: &[RuleUsage]) {
+        let Some(departed) = self.departed.get_mut(identity) else { return };
+        departed.retain(|key, departed| of_key(said, key).is_some_and(|said| said.departed < *departed));
+        if departed.is_empty() {
+            self.departed.remove(identity);
         }
     }
 
@@ -93,17 +153,15 @@ impl Usages {
     /// What to say of a group's rules: what was said before, unless there is news.
     pub fn of_group(&self, group: &Group, before: &[RuleUsage]) -> Vec<RuleUsage> {
         // That its rules cannot be read now says nothing about how they are used.
-        let Some(rules) = &group.rules else { return before.to_vec() };
-        let nodes: Vec<&Told> = self.groups.get(&group.name).into_iter().flat_map(BTreeMap::values).collect();
-        let nodes: Vec<&Told> = nodes.into_iter().filter(|told| told.uid == group.uid).collect();
+        let Some(rules) = group.rules.as_ref().filter(|_| self.complete) else { return before.to_vec() };
+        let identity = Identity { name: group.name.clone(), uid: group.uid.clone() };
         let mut now = Vec::new();
         let mut seen = BTreeSet::new();
         for direction in Direction::ALL {
             for rule in rules.rules(direction) {
                 let key = (RuleDirection::from(direction), rule.id().to_string());
                 if seen.insert(key.clone()) {
-                    let before = before.iter().find(|said| said.direction == key.0 && said.id == key.1);
-                    now.extend(self.of_rule(&group.name, &nodes, key, before));
+                    now.extend(self.of_rule(&identity, key, before));
                 }
             }
         }
@@ -115,36 +173,55 @@ impl Usages {
         now
     }
 
-    fn of_rule(
-        &self,
-        group: &NamespacedName,
-        nodes: &[&Told],
-        key: Key,
-        before: Option<&RuleUsage>,
-    ) -> Option<RuleUsage> {
-        let told: Vec<(&UsedRule, Option<Timestamp>)> =
-            nodes.iter().filter_map(|told| Some((told.rules.get(&key)?, told.gap))).collect();
-        let departed = self.departed.get(group).and_then(|departed| departed.get(&key)).copied().unwrap_or_default();
+    fn of_rule(&self, identity: &Identity, key: Key, before: &[RuleUsage]) -> Option<RuleUsage> {
+        let before = of_key(before, &key);
+        let sum = self.sums.get(identity).and_then(|sums| sums.get(&key));
+        let departed = self.departed.get(identity).and_then(|departed| departed.get(&key)).copied().unwrap_or_default();
         let departed = departed.max(before.map_or(0, |before| before.departed));
-        let here: i64 = told.iter().fold(0, |sum, (rule, _)| sum.saturating_add(rule.connections));
-        let last = told.iter().filter_map(|(rule, _)| rule.last_matched.as_ref());
-        let last = last.chain(before.and_then(|before| before.last_matched.as_ref())).map(|time| time.0).max();
+        let connections = sum.map_or(0, |sum| sum.connections) + i128::from(departed);
+        let connections = i64::try_from(connections).unwrap_or(i64::MAX);
+        let last = before.and_then(|before| before.last_matched.as_ref()).map(|time| time.0);
         // The first node to know the rule knew it when no other had it. What is missed anywhere, is missed.
         let begun = match before {
             Some(before) => before.since.0,
-            None => told.iter().map(|(rule, _)| rule.since.0).min()?,
+            None => sum?.since,
         };
-        let since = told.iter().filter_map(|(_, gap)| *gap).chain([begun]).max().unwrap_or(begun);
         let (direction, id) = key;
         Some(RuleUsage {
             id,
             direction,
-            connections: here.saturating_add(departed),
+            // What went while nobody looked is not known: the number stays until others have made up for it.
+            connections: connections.max(before.map_or(0, |before| before.connections)),
             departed,
-            last_matched: last.map(Time),
-            since: Time(since),
+            last_matched: last.max(sum.and_then(|sum| sum.last)).map(Time),
+            since: Time(sum.and_then(|sum| sum.gap).map_or(begun, |gap| gap.max(begun))),
         })
     }
+}
+
+/// Adds what a node tells of a rule, of which it told so many connections before. Tells whether there is something else to say.
+fn add(sums: &mut BTreeMap<Key, Sum>, key: &Key, known: Option<i64>, rule: &UsedRule, gap: Option<Timestamp>) -> bool {
+    let last = rule.last_matched.as_ref().map(|time| time.0);
+    let Some(sum) = sums.get_mut(key) else {
+        let connections = i128::from(rule.connections);
+        sums.insert(key.clone(), Sum { nodes: 1, connections, last, since: rule.since.0, gap });
+        return true;
+    };
+    sum.nodes += usize::from(known.is_none());
+    let before = sum.clone();
+    sum.connections += i128::from(rule.connections) - i128::from(known.unwrap_or_default());
+    if known.is_some_and(|known| rule.connections < known) {
+        // The rule was taken away and is back: on other nodes as well.
+        (sum.last, sum.since) = (last, rule.since.0);
+    } else {
+        (sum.last, sum.since) = (sum.last.max(last), sum.since.min(rule.since.0));
+    }
+    sum.gap = sum.gap.max(gap);
+    *sum != before
+}
+
+fn of_key<'a>(usage: &'a [RuleUsage], key: &Key) -> Option<&'a RuleUsage> {
+    usage.iter().find(|rule| rule.direction == key.0 && rule.id == key.1)
 }
 
 fn is_news(before: &RuleUsage, now: &RuleUsage) -> bool {

@@ -109,8 +109,8 @@ pub struct Ruleset {
     pub groups: BTreeMap<Name, (Family, Addresses)>,
     /// The guarded addresses.
     pub guards: BTreeMap<IpAddr, Guard>,
-    /// Of how many denied packets a second the kernel tells, for each guarded address; `None`: of none. It is for a table as a
-    /// whole: a difference does not change it.
+    /// Of how many denied packets a second the kernel tells, for each guarded address; `None`: of none. It may
+    /// begin to tell, and goes on with that as long as there is the table.
     pub told: Option<NonZeroU32>,
 }
 

@@ -59,6 +59,9 @@ pub fn full(ruleset: &Ruleset) -> String {
 /// The transactions from one state of our table to another.
 pub fn plan(old: &Ruleset, new: &Ruleset) -> Plan {
     let (mut stage, mut switch) = (Script::default(), Script::default());
+    if old.told.is_none() {
+        stage.text.extend(new.told.map(log));
+    }
     stage.add_all(old, new);
     switch.leave_groups(old, new);
     switch.change_guards(old, new);

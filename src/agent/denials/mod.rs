@@ -17,7 +17,7 @@ use crate::nft::{self, Ruleset};
 use crate::observe::{Denied, NearestRule, Peer, Said};
 use crate::policy::describe::{direction_name, l4_text, remote, traffic};
 use crate::policy::{Direction, nearest};
-use crate::runtime::Shutdown;
+use crate::runtime::{ReadyHandle, chain};
 use jiff::Timestamp;
 use memory::{Entry, Memory};
 use std::collections::BTreeSet;
@@ -27,6 +27,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use tokio::sync::{broadcast, watch};
 
+/// What failed and was not refused may go well later.
+const TRY_AGAIN: Duration = Duration::from_secs(30);
 /// Somebody else may listen to the same group of nflog, and may stop.
 const OPEN_AGAIN: Duration = Duration::from_secs(30);
 /// Who follows and is further behind than this, misses some, and is told how many.
@@ -64,12 +66,10 @@ struct Names {
     nearest: Option<NearestRule>,
 }
 
-/// How many packets a second the kernel is to tell of: as many as was asked for, if it can.
-pub async fn wanted(nft: &Nft, rate: u32) -> Result<Option<NonZeroU32>, NftError> {
-    let Some(rate) = NonZeroU32::new(rate) else { return Ok(None) };
-    // What the kernel refuses here must not be what it refuses the rules for.
+/// Whether the kernel can tell of so many packets a second. What it refuses here must not be what it refuses the rules for.
+pub(super) async fn trial(nft: &Nft, rate: NonZeroU32) -> Result<(), NftError> {
     let trial = nft::full(&Ruleset { told: Some(rate), ..Ruleset::default() });
-    nft.check(&trial.replace(nft::TABLE, "inet ringfence_trial")).await.map(|()| Some(rate))
+    nft.check(&trial.replace(nft::TABLE, "inet ringfence_trial")).await
 }
 
 impl Denials {
@@ -93,38 +93,55 @@ impl Denials {
         Ok((remembered, self.feed.subscribe()))
     }
 
-    /// Takes in what the kernel tells, until shutdown.
+    /// Finds out whether the kernel can tell of denied packets, and has it tell if so. `known`: whether it can, as far as the
+    /// first rules need wait for that.
+    pub(super) async fn begin(&self, nft: &Nft, rate: NonZeroU32, known: ReadyHandle, tells: impl FnOnce()) -> bool {
+        loop {
+            let error = match trial(nft, rate).await {
+                Ok(()) => {
+                    tells();
+                    known.set_ready(true);
+                    return true;
+                }
+                Err(error) => error,
+            };
+            *lock(&self.silent) = Some(format!("this node's kernel cannot tell of denied packets: {error}"));
+            known.set_ready(true);
+            let what = "the kernel cannot tell of denied packets; they are dropped all the same";
+            if matches!(error, NftError::Refused(_)) {
+                tracing::warn!(error = chain(&error), what);
+                return false;
+            }
+            tracing::warn!(error = chain(&error), "{what}, and this is tried again");
+            tokio::time::sleep(TRY_AGAIN).await;
+        }
+    }
+
+    /// Takes in what the kernel tells, for ever.
     pub(super) async fn run(
         self,
-        (state, committed): (Shared, watch::Receiver<Published>),
+        (state, committed): (Shared, watch::Receiver<Option<Published>>),
         metrics: Metrics,
         log: bool,
-        shutdown: Shutdown,
     ) {
         let mut namespaces = BTreeSet::new();
-        let listen = async {
-            loop {
-                let error = match Socket::open() {
-                    Ok(mut socket) => {
-                        *lock(&self.silent) = None;
-                        loop {
-                            match socket.news().await {
-                                Ok(news) => self.take_in(news, &state, &committed, (&metrics, log, &mut namespaces)),
-                                Err(error) => break error,
-                            }
+        loop {
+            let error = match Socket::open() {
+                Ok(mut socket) => {
+                    *lock(&self.silent) = None;
+                    loop {
+                        match socket.news().await {
+                            Ok(news) => self.take_in(news, &state, &committed, (&metrics, log, &mut namespaces)),
+                            Err(error) => break error,
                         }
                     }
-                    Err(error) => error,
-                };
-                let why = format!("the agent cannot listen to what the kernel tells of denied packets: {error}");
-                tracing::warn!(%error, "cannot listen to what the kernel tells of denied packets, will retry");
-                *lock(&self.silent) = Some(why);
-                tokio::time::sleep(OPEN_AGAIN).await;
-            }
-        };
-        tokio::select! {
-            () = listen => {}
-            () = shutdown.signalled() => {}
+                }
+                Err(error) => error,
+            };
+            let why = format!("the agent cannot listen to what the kernel tells of denied packets: {error}");
+            tracing::warn!(%error, "cannot listen to what the kernel tells of denied packets, will retry");
+            *lock(&self.silent) = Some(why);
+            tokio::time::sleep(OPEN_AGAIN).await;
         }
     }
 
@@ -132,10 +149,11 @@ impl Denials {
         &self,
         news: News,
         state: &Shared,
-        committed: &watch::Receiver<Published>,
+        committed: &watch::Receiver<Option<Published>>,
         (metrics, log, namespaces): (&Metrics, bool, &mut BTreeSet<String>),
     ) {
         let now = Timestamp::now();
+        let in_force = committed.borrow().as_ref().map(|published| published.committed.clone()).unwrap_or_default();
         if news.lost > 0 {
             metrics.denials_lost(news.lost);
             let _ = self.feed.send(Said::Lost(news.lost));
@@ -145,12 +163,12 @@ impl Denials {
             tracing::info!(more, "more denied connections than there are lines for in a minute");
         }
         for told in news.told {
-            let names = || Arc::new(name(told, state, &committed.borrow().committed));
+            let names = || Arc::new(name(told, state, &in_force));
             let Some(word) = memory.take(told, now, names) else { continue };
             let namespace = word.names.namespace.clone().unwrap_or_default();
             metrics.denied(told.direction, &namespace);
             if namespaces.insert(namespace) {
-                let present = committed.borrow().committed.namespaces();
+                let present = in_force.namespaces();
                 namespaces.retain(|known| {
                     let stays = known.is_empty() || present.contains(known);
                     if !stays {
@@ -164,7 +182,7 @@ impl Denials {
                 write(&denied);
             }
             // Nobody need be listening.
-            let _ = self.feed.send(Said::Denied(denied));
+            let _ = self.feed.send(Said::Denied(Box::new(denied)));
         }
     }
 
@@ -194,13 +212,15 @@ fn name(told: Told, state: &Shared, committed: &Committed) -> Names {
         Direction::Ingress => connection.destination,
         Direction::Egress => connection.source,
     };
-    let state = state.lock();
     let peer = |address: IpAddr| {
         let guarded = committed.ends.get(&address).and_then(|end| end.target.as_ref());
-        // What shares its address with others is not told apart from them.
-        let mut claimants = state.index.claimants(address);
-        let only = claimants.next().filter(|_| claimants.next().is_none());
-        let name = only.or(guarded).map(|target| format!("{}/{}", target.kind.short_name(), target.name));
+        let only = {
+            let state = state.lock();
+            // What shares its address with others is not told apart from them.
+            let mut claimants = state.index.claimants(address);
+            claimants.next().filter(|_| claimants.next().is_none()).cloned()
+        };
+        let name = only.as_ref().or(guarded).map(|target| format!("{}/{}", target.kind.short_name(), target.name));
         let groups = committed.groups_of(address).iter().map(ToString::to_string).collect();
         Peer { address, name, groups }
     };

@@ -27,12 +27,14 @@ use crate::runtime::{Shutdown, chain};
 use jiff::Timestamp;
 use std::collections::BTreeSet;
 use std::io;
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 use tally::Tally;
 use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, sleep, sleep_until};
 use world::Recent;
+use writer::Done;
 pub use writer::Writer;
 
 /// How often the kernel is asked, …
@@ -85,8 +87,16 @@ async fn keep(
     rows: Rows,
     mut worlds: mpsc::UnboundedReceiver<Arc<Committed>>,
 ) {
-    let Some(first) = worlds.recv().await else { return };
-    let written = writer.find().await;
+    let Some(mut first) = worlds.recv().await else { return };
+    let written = {
+        let mut found = pin!(writer.find());
+        loop {
+            tokio::select! {
+                found = &mut found => break found,
+                Some(newer) = worlds.recv() => first = newer,
+            }
+        }
+    };
     let (snapshots, mut done) = writer.start();
     let mut keeper = Keeper {
         nft,
@@ -115,13 +125,22 @@ async fn keep(
             changed = done.changed() => {
                 let written = done.borrow_and_update().clone();
                 match (changed, written) {
-                    (Ok(()), Some(spec)) => keeper.wrote(spec).await,
+                    (Ok(()), Some(Done::Written(spec))) => keeper.wrote(spec).await,
+                    (Ok(()), Some(Done::Replaced)) => {
+                        keeper.begin_anew();
+                        Ok(())
+                    }
                     _ => Ok(()),
                 }
             }
             () = sleep_until(next) => {
                 let started = Instant::now();
                 let outcome = keeper.look(&state).await;
+                if outcome.is_err() {
+                    // Who has left by now is not remembered until that is over.
+                    keeper.recent.looked();
+                    keeper.tally.missed(Timestamp::now());
+                }
                 rows.publish(&keeper.tally);
                 next = Instant::now() + EVERY.max(started.elapsed() * RARELY);
                 outcome
@@ -185,12 +204,14 @@ impl Keeper {
             self.tally.missed(Timestamp::now());
         }
         let last = present.iter().chain(&written).chain(&before).max().copied().unwrap_or_default();
-        let epoch = last + 1;
+        // If it is for long that they cannot be read, there are enough of them.
+        let again = unwritten.len() > MAX_CLOSED && unwritten.contains(&last) && !self.closed.contains(&last);
+        let epoch = if again { last } else { last + 1 };
         let guarded = self.recent.now().guarded();
         self.commit(&table::start(epoch, &guarded, &forgotten)).await?;
         self.guarded = guarded;
-        for epoch in unwritten.difference(&self.closed.clone()) {
-            self.close(*epoch).await?;
+        for over in unwritten.difference(&self.closed.clone()).filter(|over| **over != epoch) {
+            self.close(*over).await?;
         }
         self.closed.retain(|epoch| unwritten.contains(epoch));
         self.open = Some(epoch);
@@ -199,11 +220,14 @@ impl Keeper {
 
     /// Counts what is new, and writes it down if that is worth it.
     async fn look(&mut self, state: &Shared) -> Result<(), UsageError> {
-        {
+        let committed = self.recent.now();
+        let concerned = self.tally.concerned(committed);
+        let existing = {
             let state = state.lock();
-            let existing = |name: &_| state.index.group(name).map(|group| (group.uid.clone(), group.rules.clone()));
-            self.tally.know(self.recent.now(), existing, Timestamp::now());
-        }
+            let groups = concerned.into_iter().filter_map(|name| state.index.group(name));
+            groups.map(|group| (group.name.clone(), (group.uid.clone(), group.rules.clone()))).collect()
+        };
+        self.tally.know(committed, existing, Timestamp::now());
         let news = self.watch.take();
         if news.foreign.is_some() {
             self.tally.missed(Timestamp::now());
@@ -288,6 +312,16 @@ impl Keeper {
             self.closed = &self.closed - &forgotten;
         }
         Ok(())
+    }
+
+    /// What was counted went with a node of this one's name.
+    fn begin_anew(&mut self) {
+        let last = self.open.iter().chain(&self.closed).chain(&self.unwritten).max().copied();
+        let now = Timestamp::now();
+        self.tally = Tally::begin_after(last.or(self.tally.written_epoch()).unwrap_or_default(), now);
+        self.closed.clear();
+        self.unwritten = None;
+        self.lost();
     }
 
     /// What is in the kernel is not known.

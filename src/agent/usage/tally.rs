@@ -1,7 +1,8 @@
 //! How many connections each rule allowed, and when that is worth a write.
 //!
 //! PURE. Of every epoch the kernel tells how many connections there were in all: what is new is what it tells more than
-//! before. Counts of rules outlive epochs, agents and the interfaces of the node; only when a rule goes, its count does.
+//! before. Counts of rules outlive epochs and agents; only when a rule goes, its count does, and some time after the group was
+//! attached to anything here: then whoever sums up goes on with the last that was told.
 
 use super::world::Recent;
 use crate::agent::committed::Committed;
@@ -23,6 +24,8 @@ const CHANGED: Duration = Duration::from_mins(5);
 const COUNTED: Duration = Duration::from_hours(1);
 /// … and that there is still somebody who counts, at last.
 const ALIVE: Duration = Duration::from_hours(24);
+/// What was counted of a group that is attached to nothing here any more is told for so long.
+const KEPT: Duration = Duration::from_hours(24);
 /// What is written is an object of the API server's. More rules than these are those of a node in trouble.
 const MAX_RULES: usize = 4_096;
 /// Hashes of rules that are kept, so as not to be computed for every connection.
@@ -42,7 +45,18 @@ pub struct Used {
 struct Known {
     uid: String,
     rules: BTreeMap<(Direction, RuleId), Used>,
+    /// Since when the group is attached to nothing.
+    idle: Option<Timestamp>,
 }
+
+impl Known {
+    fn is_over(&self, now: Timestamp) -> bool {
+        self.idle.is_some_and(|idle| now.duration_since(idle).unsigned_abs() >= KEPT)
+    }
+}
+
+/// The groups that there are, with their uids and latest rules.
+pub type Existing = BTreeMap<NamespacedName, (String, Option<Arc<Group>>)>;
 
 /// See the module.
 #[derive(Debug)]
@@ -72,7 +86,7 @@ impl Tally {
                 };
                 (((*direction).into(), RuleId::from(id.clone())), used)
             });
-            (NamespacedName::new(namespace, name), Known { uid: uid.clone(), rules: rules.collect() })
+            (NamespacedName::new(namespace, name), Known { uid: uid.clone(), rules: rules.collect(), idle: None })
         });
         let mut tally = Self {
             groups: groups.collect(),
@@ -91,6 +105,17 @@ impl Tally {
         tally
     }
 
+    /// As if nothing had been counted up to the end of an epoch.
+    pub fn begin_after(epoch: Epoch, now: Timestamp) -> Self {
+        let nothing = NodeUsageSpec {
+            epoch: i64::try_from(epoch).unwrap_or(i64::MAX),
+            until: Time(now),
+            gap: Some(Time(whole(now))),
+            groups: Vec::new(),
+        };
+        Self::restore(Some(nothing), now)
+    }
+
     /// The last epoch that was written down, and so is not to be counted again.
     pub fn written_epoch(&self) -> Option<Epoch> {
         self.written.as_ref().and_then(|spec| Epoch::try_from(spec.epoch).ok())
@@ -101,19 +126,17 @@ impl Tally {
         self.gap = Some(whole(now));
     }
 
+    /// The groups of which it matters whether they exist.
+    pub fn concerned<'a>(&'a self, committed: &'a Committed) -> BTreeSet<&'a NamespacedName> {
+        self.groups.keys().chain(committed.groups.keys()).collect()
+    }
+
     /// Which rules there are: those of groups that are attached here, and those that were before, of groups that are still
-    /// there. `existing` tells the uid and the latest rules of a group.
-    pub fn know(
-        &mut self,
-        committed: &Committed,
-        existing: impl Fn(&NamespacedName) -> Option<(String, Option<Arc<Group>>)>,
-        now: Timestamp,
-    ) {
+    /// there.
+    pub fn know(&mut self, committed: &Committed, existing: Existing, now: Timestamp) {
         self.attached = committed.groups.keys().cloned().collect();
         let mut groups = std::mem::take(&mut self.groups);
-        let names: BTreeSet<NamespacedName> = groups.keys().chain(committed.groups.keys()).cloned().collect();
-        for name in names {
-            let Some((uid, latest)) = existing(&name) else { continue };
+        for (name, (uid, latest)) in existing {
             let in_force = committed.groups.get(&name).filter(|of| of.uid == uid).map(|of| &of.rules);
             let mut before = groups.remove(&name).filter(|known| known.uid == uid).unwrap_or_default();
             let mut rules = BTreeMap::new();
@@ -136,8 +159,9 @@ impl Tally {
                     latest.iter().for_each(|group| keep(group, false));
                 }
             }
+            let idle = if self.attached.contains(&name) { None } else { before.idle.or(Some(now)) };
             if !rules.is_empty() {
-                self.groups.insert(name, Known { uid, rules });
+                self.groups.insert(name, Known { uid, rules, idle });
             }
         }
     }
@@ -177,7 +201,7 @@ impl Tally {
         let mut others = self.written.as_ref().and_then(|spec| spec.gap.as_ref()).map(|time| time.0) != self.gap;
         let (mut first, mut doubled, mut counted, mut found) = (false, false, false, 0);
         // What there is no room for is never told, and so never worth a write.
-        for (name, Known { uid, rules }) in self.told() {
+        for (name, Known { uid, rules, .. }) in self.told(now) {
             for ((direction, id), used) in rules {
                 let key = (name.namespace.clone(), name.name.clone(), uid.clone(), *direction, id.to_string());
                 let Some((connections, matched)) = written.get(&key) else {
@@ -199,11 +223,11 @@ impl Tally {
     }
 
     /// The groups for which there is room; those that are attached come first.
-    fn told(&self) -> impl Iterator<Item = (&NamespacedName, &Known)> {
+    fn told(&self, now: Timestamp) -> impl Iterator<Item = (&NamespacedName, &Known)> {
         let attached = self.groups.iter().filter(|(name, _)| self.attached.contains(*name));
         let others = self.groups.iter().filter(|(name, _)| !self.attached.contains(*name));
         let mut room = MAX_RULES;
-        attached.chain(others).filter(move |(_, Known { uid: _, rules })| {
+        attached.chain(others.filter(move |(_, known)| !known.is_over(now))).filter(move |(_, Known { rules, .. })| {
             let fits = rules.len() <= room;
             room -= if fits { rules.len() } else { 0 };
             fits
@@ -213,8 +237,8 @@ impl Tally {
     /// What to write: everything that was counted up to the end of an epoch, which is now.
     pub fn spec(&self, epoch: Epoch, now: Timestamp) -> NodeUsageSpec {
         let mut groups: Vec<UsedGroup> = self
-            .told()
-            .map(|(name, Known { uid, rules })| UsedGroup {
+            .told(now)
+            .map(|(name, Known { uid, rules, .. })| UsedGroup {
                 namespace: name.namespace.clone(),
                 name: name.name.clone(),
                 uid: uid.clone(),
@@ -230,10 +254,17 @@ impl Tally {
         }
     }
 
-    /// That was written.
+    /// That was written. What it does not tell any more counts on without us, and would begin anew.
     pub fn wrote(&mut self, spec: NodeUsageSpec) {
-        self.written_at = spec.until.0;
-        self.written = Some(spec);
+        let now = spec.until.0;
+        let before = self.written.replace(spec);
+        let groups_of = |spec: Option<&NodeUsageSpec>| -> BTreeSet<NamespacedName> {
+            let groups = spec.into_iter().flat_map(|spec| &spec.groups);
+            groups.map(|group| NamespacedName::new(&group.namespace, &group.name)).collect()
+        };
+        let (before, told) = (groups_of(before.as_ref()), groups_of(self.written.as_ref()));
+        self.groups.retain(|name, known| told.contains(name) || !(before.contains(name) || known.is_over(now)));
+        self.written_at = now;
     }
 
     /// The rules of the groups that are attached here.
@@ -345,8 +376,7 @@ mod tests {
         }
 
         fn know(&mut self, now: Timestamp) {
-            let latest = self.group.clone();
-            let existing = |_: &NamespacedName| Some(("uid".to_owned(), Some(latest.clone())));
+            let existing = [(name(), ("uid".to_owned(), Some(self.group.clone())))].into();
             self.tally.know(self.recent.now(), existing, now);
         }
 
@@ -395,8 +425,36 @@ mod tests {
         world.know(at(510));
         assert_eq!((world.used(80), world.used(82), world.used(83)), (Some((5, Some(107))), None, None));
         // A group that is created anew begins anew.
-        world.tally.know(&Committed::default(), |_| Some(("another".into(), Some(group(&[80])))), at(520));
+        let another = [(name(), ("another".to_owned(), Some(group(&[80]))))].into();
+        world.tally.know(&Committed::default(), another, at(520));
         assert_eq!(world.used(80), None);
+    }
+
+    #[test]
+    fn a_group_that_is_attached_to_nothing_is_forgotten_a_day_later() {
+        const DAY: u64 = 86_400;
+        let mut world = World::new(&[80], None, at(0));
+        world.told(1, 80, 5, at(110));
+        world.tally.wrote(world.tally.spec(1, at(120)));
+        let (attached, nothing) = (committed(&world.group), Arc::<Committed>::default());
+        // It comes back in time, and what counts is when it went last.
+        for (world_at, seen) in [(&nothing, 1_000), (&attached, DAY), (&nothing, DAY + 1_000)] {
+            world.recent.advance(world_at.clone());
+            world.know(at(seen));
+        }
+        world.know(at(2 * DAY + 999));
+        assert_eq!(world.tally.spec(2, at(2 * DAY + 999)).groups.len(), 1);
+        let over = at(2 * DAY + 1_000);
+        world.know(over);
+        assert!(world.tally.is_due(over));
+        let spec = world.tally.spec(2, over);
+        assert_eq!((spec.groups.len(), world.used(80).map(|used| used.0)), (0, Some(5)), "not before it is written");
+        world.tally.wrote(spec);
+        assert_eq!(world.used(80), None);
+        // Who sums up has taken over what was told.
+        world.recent.advance(attached);
+        world.know(at(3 * DAY));
+        assert_eq!(world.used(80), Some((0, None)));
     }
 
     #[test]
@@ -435,8 +493,8 @@ mod tests {
             ..Committed::default()
         };
         world.recent.advance(Arc::new(committed));
-        let existing = |name: &NamespacedName| Some(("uid".to_owned(), groups.get(name).cloned()));
-        world.tally.know(world.recent.now(), existing, at(100));
+        let existing = groups.iter().map(|(name, rules)| (name.clone(), ("uid".to_owned(), Some(rules.clone()))));
+        world.tally.know(world.recent.now(), existing.collect(), at(100));
         world.told(1, 9_001, 1, at(110));
         let spec = world.tally.spec(1, at(120));
         let told: Vec<&str> = spec.groups.iter().map(|group| group.name.as_str()).collect();

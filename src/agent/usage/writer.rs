@@ -14,12 +14,22 @@ use tokio::time::sleep;
 /// Counts can wait.
 const RETRY: Backoff = Backoff { min: Duration::from_secs(1), max: Duration::from_mins(1) };
 
-/// What is to be written, and what was.
-type Specs<T> = (watch::Sender<T>, watch::Receiver<T>);
+/// What became of a write.
+#[derive(Clone, Debug)]
+pub enum Done {
+    /// That is what is written there now.
+    Written(NodeUsageSpec),
+    /// There is nothing to add to: the node was deleted, and is back as another one. What the one before counted, counts on.
+    Replaced,
+}
+
+/// What is to be written.
+type Wanted<T> = (watch::Sender<Option<T>>, watch::Receiver<Option<T>>);
 
 /// Reads and writes one object.
 pub struct Writer {
     api: Api<NodeUsage>,
+    nodes: Api<Node>,
     node: String,
     /// With the node goes what it counted.
     owner: Option<OwnerReference>,
@@ -30,7 +40,8 @@ impl Writer {
     /// Of this node's.
     pub fn new(client: Client, node: &Node, shutdown: Shutdown) -> Self {
         let name = node.metadata.name.clone().unwrap_or_default();
-        Self { api: Api::all(client), node: name, owner: node.owner_ref(&()), shutdown }
+        let nodes = Api::all(client.clone());
+        Self { api: Api::all(client), nodes, node: name, owner: node.owner_ref(&()), shutdown }
     }
 
     /// What is written there, as soon as that can be known.
@@ -48,9 +59,9 @@ impl Writer {
         }
     }
 
-    /// Starts to write what is sent to the one, and to tell by the other what was written.
-    pub fn start(self) -> (watch::Sender<Option<NodeUsageSpec>>, watch::Receiver<Option<NodeUsageSpec>>) {
-        let (snapshots, wanted): Specs<Option<NodeUsageSpec>> = watch::channel(None);
+    /// Starts to write what is sent to the one, and to tell by the other what became of it.
+    pub fn start(self) -> (watch::Sender<Option<NodeUsageSpec>>, watch::Receiver<Option<Done>>) {
+        let (snapshots, wanted): Wanted<NodeUsageSpec> = watch::channel(None);
         let (done, written) = watch::channel(None);
         let shutdown = self.shutdown.clone();
         tokio::spawn(async move {
@@ -62,15 +73,15 @@ impl Writer {
         (snapshots, written)
     }
 
-    async fn run(self, mut wanted: watch::Receiver<Option<NodeUsageSpec>>, done: watch::Sender<Option<NodeUsageSpec>>) {
+    async fn run(mut self, mut wanted: watch::Receiver<Option<NodeUsageSpec>>, done: watch::Sender<Option<Done>>) {
         let (mut object, mut failures) = (None, 0);
         while wanted.changed().await.is_ok() {
             loop {
                 let Some(spec) = wanted.borrow_and_update().clone() else { break };
                 match self.write(&mut object, &spec).await {
-                    Ok(()) => {
+                    Ok(became) => {
                         failures = 0;
-                        done.send_replace(Some(spec));
+                        done.send_replace(Some(became));
                         break;
                     }
                     Err(error) => {
@@ -88,7 +99,7 @@ impl Writer {
     }
 
     /// `object` is what was last read or written; nobody else writes it.
-    async fn write(&self, object: &mut Option<NodeUsage>, spec: &NodeUsageSpec) -> kube::Result<()> {
+    async fn write(&mut self, object: &mut Option<NodeUsage>, spec: &NodeUsageSpec) -> kube::Result<Done> {
         let known = match object.take() {
             Some(known) => Some(known),
             None => self.api.get_opt(&self.node).await?,
@@ -99,12 +110,17 @@ impl Writer {
                 self.api.replace(&self.node, &PostParams::default(), &known).await?
             }
             None => {
+                let owner = self.nodes.get(&self.node).await?.owner_ref(&());
+                if owner != self.owner {
+                    self.owner = owner;
+                    return Ok(Done::Replaced);
+                }
                 let mut new = NodeUsage::new(&self.node, spec.clone());
                 new.metadata.owner_references = self.owner.clone().map(|owner| vec![owner]);
                 self.api.create(&PostParams::default(), &new).await?
             }
         };
         *object = Some(written);
-        Ok(())
+        Ok(Done::Written(spec.clone()))
     }
 }

@@ -39,8 +39,8 @@ pub struct Inventory {
     pub nodes: Vec<Node>,
     /// What nodes report.
     pub reports: Vec<NodeEnforcement>,
-    /// What nodes counted, where it was asked for.
-    pub usages: Vec<NodeUsage>,
+    /// What nodes counted, where it was asked for and may be known.
+    pub usages: Option<Vec<NodeUsage>>,
     /// Where Services get their addresses.
     pub service_networks: Vec<IpNet>,
     /// The files that groups came from.

@@ -6,7 +6,7 @@
 use super::describe::said;
 use super::findings::{Finding, Level};
 use super::inventory::Inventory;
-use crate::api::RuleDirection;
+use crate::api::{NodeUsage, RuleDirection};
 use crate::index::name_of;
 use crate::policy::{Direction, NamespacedName, parse_group};
 use jiff::Timestamp;
@@ -23,7 +23,8 @@ const SILENT: Duration = Duration::from_hours(36);
 /// Rules of groups, in one namespace or in all, that were not used for so many days; 0: that were never used since anybody
 /// counts.
 pub fn unused(inventory: &Inventory, scope: Option<&str>, days: u32, now: Timestamp) -> Vec<Finding> {
-    let silent = silent_groups(inventory, now);
+    let Some(usages) = &inventory.usages else { return Vec::new() };
+    let silent = silent_groups(inventory, usages, now);
     let mut found = Vec::new();
     let groups = inventory.groups.iter().filter(|(name, _)| scope.is_none_or(|scope| name.namespace == scope));
     for (name, group) in groups.filter(|(name, _)| !silent.contains(*name)) {
@@ -63,17 +64,39 @@ pub fn unused(inventory: &Inventory, scope: Option<&str>, days: u32, now: Timest
     found
 }
 
-/// Nodes that have not told for long what they counted, and up to when they did. Of their groups nothing can be said.
-pub fn silent_nodes(inventory: &Inventory, now: Timestamp) -> BTreeMap<String, Timestamp> {
-    let told = inventory.usages.iter().map(|usage| (name_of(&usage.metadata).name, usage.spec.until.0));
-    told.filter(|(_, until)| now.duration_since(*until).unsigned_abs() > SILENT).collect()
+/// Nodes of which nothing can be said, and up to when they told what they counted.
+pub fn silent_nodes(inventory: &Inventory, now: Timestamp) -> BTreeMap<String, Option<Timestamp>> {
+    let Some(usages) = &inventory.usages else { return BTreeMap::new() };
+    let told: BTreeMap<String, Timestamp> =
+        usages.iter().map(|usage| (name_of(&usage.metadata).name, usage.spec.until.0)).collect();
+    let enforcing = inventory.reports.iter().map(|report| name_of(&report.metadata).name);
+    let untold = enforcing.filter(|node| !told.contains_key(node)).map(|node| (node, None));
+    let silent = told.iter().filter(|(_, until)| now.duration_since(**until).unsigned_abs() > SILENT);
+    silent.map(|(node, until)| (node.clone(), Some(*until))).chain(untold).collect()
 }
 
-fn silent_groups(inventory: &Inventory, now: Timestamp) -> BTreeSet<NamespacedName> {
+/// The groups of nodes that have not told for long what they counted, and those of which nodes that have them told nothing yet.
+fn silent_groups(inventory: &Inventory, usages: &[NodeUsage], now: Timestamp) -> BTreeSet<NamespacedName> {
     let silent = silent_nodes(inventory, now);
-    let usages = inventory.usages.iter().filter(|usage| silent.contains_key(&name_of(&usage.metadata).name));
-    let groups = usages.flat_map(|usage| &usage.spec.groups);
-    groups.map(|group| NamespacedName::new(&group.namespace, &group.name)).collect()
+    let mut counted: BTreeMap<String, BTreeSet<(NamespacedName, &str)>> = BTreeMap::new();
+    for usage in usages {
+        let groups = usage.spec.groups.iter();
+        let groups = groups.map(|group| (NamespacedName::new(&group.namespace, &group.name), group.uid.as_str()));
+        counted.insert(name_of(&usage.metadata).name, groups.collect());
+    }
+    let outdated = counted.iter().filter(|(node, _)| silent.contains_key(*node)).flat_map(|(_, groups)| groups);
+    let mut groups: BTreeSet<NamespacedName> = outdated.map(|(name, _)| name.clone()).collect();
+    for report in &inventory.reports {
+        let counted = counted.get(&name_of(&report.metadata).name);
+        for group in report.status.iter().flat_map(|status| &status.groups) {
+            let name = NamespacedName::new(&group.namespace, &group.name);
+            let Some(uid) = &group.uid else { continue };
+            if !counted.is_some_and(|counted| counted.contains(&(name.clone(), uid))) {
+                groups.insert(name);
+            }
+        }
+    }
+    groups
 }
 
 /// The day of a time, as status tells days.
@@ -84,7 +107,7 @@ pub fn day(time: Timestamp) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::api::{NodeUsage, SecurityGroup, SecurityGroupStatus};
+    use crate::api::{SecurityGroup, SecurityGroupStatus};
     use serde_json::{Value, json};
 
     fn at(day: i64) -> Timestamp {
@@ -101,7 +124,8 @@ mod tests {
         let id = parse_group("shop", &group.spec).unwrap().ingress[0].id().to_string();
         let usage = serde_json::from_value(usage(&id)).unwrap();
         group.status = Some(SecurityGroupStatus { usage, ..SecurityGroupStatus::default() });
-        Inventory { groups: [(NamespacedName::new("shop", "web"), group)].into(), ..Inventory::default() }
+        let groups = [(NamespacedName::new("shop", "web"), group)].into();
+        Inventory { groups, usages: Some(Vec::new()), ..Inventory::default() }
     }
 
     fn used(last: Option<i64>) -> Inventory {
@@ -147,10 +171,32 @@ mod tests {
             .unwrap()
         };
         let groups = json!([{ "namespace": "shop", "name": "web", "uid": "u", "rules": [] }]);
-        inventory.usages = vec![usage("n1", 199, groups.clone()), usage("n2", 150, json!([]))];
+        let silent = |inventory: &Inventory| silent_nodes(inventory, at(200)).into_keys().collect::<Vec<_>>();
+        let n1 = usage("n1", 199, groups.clone());
+        inventory.usages = Some(vec![n1.clone(), usage("n2", 150, json!([]))]);
         assert_eq!(unused(&inventory, None, 30, at(200)).len(), 1, "n2 has no part in it");
-        inventory.usages.push(usage("n3", 198, groups));
+        assert_eq!(silent(&inventory), ["n2"]);
+        inventory.usages = Some(vec![n1.clone(), usage("n3", 198, groups.clone())]);
         assert_eq!(unused(&inventory, None, 30, at(200)).len(), 0);
-        assert_eq!(silent_nodes(&inventory, at(200)).keys().collect::<Vec<_>>(), ["n2", "n3"]);
+        assert_eq!(silent(&inventory), ["n3"]);
+
+        // One that has the group has told nothing, or nothing of this one.
+        let attached = json!([{ "namespace": "shop", "name": "web", "uid": "u", "generation": 1, "digest": "" }]);
+        inventory.reports = vec![
+            serde_json::from_value(json!({
+                "apiVersion": "ringfence.io/v1alpha1", "kind": "NodeEnforcement", "metadata": { "name": "n4" }, "spec": {},
+                "status": { "groups": attached },
+            }))
+            .unwrap(),
+        ];
+        let anew = json!([{ "namespace": "shop", "name": "web", "uid": "another", "rules": [] }]);
+        for (told, expected) in [(None, 0), (Some(json!([])), 0), (Some(anew), 0), (Some(groups), 1)] {
+            inventory.usages =
+                Some(told.iter().map(|told| usage("n4", 199, told.clone())).chain([n1.clone()]).collect());
+            assert_eq!(unused(&inventory, None, 30, at(200)).len(), expected, "{told:?}");
+            assert_eq!(silent(&inventory).len(), usize::from(told.is_none()));
+        }
+        inventory.usages = None;
+        assert!(unused(&inventory, None, 30, at(200)).is_empty(), "who may not know says nothing");
     }
 }

@@ -461,3 +461,41 @@ fn s15_nobody_waits_for_what_has_happened() {
     run.everybody_is_called_enforced().unwrap();
     assert_eq!(run.kernels["n1"].remotes[&key("a")].len(), 2);
 }
+
+/// A sandbox that went without a word, before any status showed its address; the next one has that by now.
+#[test]
+fn s10_s15_an_address_that_goes_on_to_another_pod_is_that_ones_alone() {
+    let mut run = Run { world: World::new(&NODES), ..Run::default() };
+    let pod = |pod| Step::Pod { pod, app: "web", node: Some("n1"), ips: vec![], is: Is::Running };
+    run.world.group("a", allows(&["a"]));
+    run.world.binding("x", &["a"], "web");
+    for name in ["shop/p2", "shop/p1"] {
+        run.step(pod(name));
+        run.step(Step::Attach(name, vec!["10.0.0.4"]));
+        run.settle();
+        run.everybody_is_called_enforced().unwrap();
+        let index = &run.world.cluster.index;
+        let members: Vec<_> = index.members(&key("a")).filter(|p| index.addresses(p).next().is_some()).collect();
+        assert_eq!(members.iter().map(|pod| pod.name.clone()).collect::<Vec<_>>(), [key(name)]);
+    }
+}
+
+/// A pod from before the gate was there gets another sandbox, and its status is known before its node's report.
+#[test]
+fn s10_s15_what_a_new_status_shows_no_more_is_over() {
+    let mut run = Run { world: World::new(&NODES), ..Run::default() };
+    let pod = |ip| Step::Pod { pod: "shop/p1", app: "web", node: Some("n1"), ips: vec![ip], is: Is::Running };
+    run.world.group("a", allows(&["a"]));
+    run.world.binding("x", &["a"], "web");
+    run.step(pod("10.0.0.1"));
+    run.step(Step::Attach("shop/p1", vec!["10.0.0.2"]));
+    run.settle();
+    run.step(pod("10.0.0.2"));
+    run.settle();
+    run.everybody_is_called_enforced().unwrap();
+    run.slices_say_what_the_index_says().unwrap();
+    let index = &run.world.cluster.index;
+    let addresses: Vec<String> =
+        index.members(&key("a")).flat_map(|pod| index.addresses(pod)).map(|address| address.to_string()).collect();
+    assert_eq!(addresses, ["10.0.0.2"]);
+}

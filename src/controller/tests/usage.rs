@@ -23,6 +23,7 @@ struct Scene {
 impl Scene {
     fn new() -> Self {
         let mut world = World::new(&["n1", "n2"]);
+        world.cluster.usages.complete();
         world.group("db", allows(&["app"]));
         world.write();
         let group = world.cluster.index.group(&key("db")).unwrap();
@@ -48,9 +49,14 @@ impl Scene {
     }
 
     /// A node tells something: how often the group is written, and what its status says then.
-    fn tells(&mut self, node: &str, spec: Option<NodeUsageSpec>) -> (usize, Value) {
+    fn tells(&mut self, node: &str, spec: NodeUsageSpec) -> (usize, Value) {
+        self.after(|world| world.cluster.set_usage(node, spec))
+    }
+
+    /// Something happens: how often the group is written, and what its status says then.
+    fn after(&mut self, happens: impl FnOnce(&mut World)) -> (usize, Value) {
         let before = self.world.writes.len();
-        self.world.cluster.set_usage(node, spec);
+        happens(&mut self.world);
         self.world.write();
         let writes = &self.world.writes[before..];
         assert!(writes.iter().all(|work| *work == Work::Group(key("db"))), "{writes:?}");
@@ -77,7 +83,7 @@ fn nodes_are_summed_and_only_news_is_written() {
     assert_eq!(scene.said(), Value::Null);
     let mut tells = |node: &str, connections, last, gap, expected: (usize, Value)| {
         let spec = scene.spec(connections, last, if node == "n1" { 100 } else { 500 }, gap);
-        assert_eq!(scene.tells(node, Some(spec)), expected, "{node} {connections} {last:?} {gap:?}");
+        assert_eq!(scene.tells(node, spec), expected, "{node} {connections} {last:?} {gap:?}");
     };
     tells("n1", 0, None, None, (1, json!([0, 0, null, 100])));
     // A node that comes later has missed nothing.
@@ -94,28 +100,68 @@ fn nodes_are_summed_and_only_news_is_written() {
 #[test]
 fn what_a_node_counted_outlives_it() {
     let mut scene = Scene::new();
-    scene.tells("n1", Some(scene.spec(5, Some(600), 100, Some(300))));
-    scene.tells("n2", Some(scene.spec(7, Some(700), 500, None)));
+    scene.tells("n1", scene.spec(5, Some(600), 100, Some(300)));
+    scene.tells("n2", scene.spec(7, Some(700), 500, None));
     assert_eq!(scene.said(), json!([12, 0, 700, 300]));
-    // It is told again from the beginning: the object was deleted, and the node is there.
-    assert_eq!(scene.tells("n2", None).1, json!([12, 0, 700, 300]));
-    assert_eq!(scene.tells("n2", Some(scene.spec(7, Some(700), 500, None))).0, 0);
+    // Somebody deleted what it had written.
+    assert_eq!(scene.tells("n2", scene.spec(7, Some(700), 500, None)).0, 0);
 
-    scene.world.remove_node("n2");
-    scene.world.write();
-    assert_eq!(scene.tells("n2", None), (1, json!([12, 7, 700, 300])));
-    scene.world.remove_node("n1");
-    scene.world.write();
-    assert_eq!(scene.tells("n1", None), (1, json!([12, 12, 700, 300])));
+    assert_eq!(scene.after(|world| world.remove_node("n2")), (1, json!([12, 7, 700, 300])));
+    // An agent that does not know yet that its node is gone.
+    assert_eq!(scene.tells("n2", scene.spec(9, Some(900), 500, None)).0, 0);
+    assert_eq!(scene.after(|world| world.remove_node("n1")), (1, json!([12, 12, 700, 300])));
     // Another leader begins, who knows the statuses.
     scene.world.cluster.usages.forget_departed();
-    scene.world.boot("n3", "172.30.0.3");
-    assert_eq!(scene.tells("n3", Some(scene.spec(20, Some(DAY), 900, None))), (1, json!([32, 12, DAY, 300])));
+    assert_eq!(scene.tells("n3", scene.spec(20, Some(DAY), 900, None)).0, 0, "nobody knows that node yet");
+    assert_eq!(scene.after(|world| world.boot("n3", "172.30.0.3")), (1, json!([32, 12, DAY, 300])));
+}
+
+#[test]
+fn what_a_node_has_forgotten_counts_on() {
+    let mut scene = Scene::new();
+    scene.tells("n1", scene.spec(5, Some(600), 100, None));
+    let nothing = || serde_json::from_value(json!({ "epoch": 2, "until": at(0), "groups": [] })).unwrap();
+    assert_eq!(scene.tells("n1", nothing()), (1, json!([5, 5, 600, 100])));
+    assert_eq!(scene.tells("n1", scene.spec(1, Some(700), 650, None)).1, json!([5, 5, 600, 100]), "no news");
+    assert_eq!(scene.tells("n1", scene.spec(5, Some(700), 650, None)), (1, json!([10, 5, 700, 100])));
+
+    // While nobody looked: what is said is never less than it was.
+    let (mut after, uid) = (Scene::new(), scene.uid.clone());
+    after.tells("n1", after.spec(10, Some(700), 100, None));
+    after.world.cluster.usages = Default::default();
+    after.world.cluster.usages.complete();
+    assert_eq!(after.tells("n1", after.spec(4, Some(800), 750, None)).1[0], 10, "{uid}");
+    assert_eq!(after.tells("n2", after.spec(20, Some(800), 750, None)).1[0], 24);
+}
+
+#[test]
+fn a_rule_that_comes_again_begins_anew() {
+    let mut scene = Scene::new();
+    scene.tells("n1", scene.spec(5, Some(600), 100, None));
+    scene.tells("n2", scene.spec(7, Some(700), 100, None));
+    assert_eq!(scene.after(|world| world.remove_node("n2")).1, json!([12, 7, 700, 100]));
+    scene.world.group("db", allows(&[]));
+    scene.world.write();
+    scene.tells("n1", scene.spec(0, None, 800, None));
+    scene.world.group("db", allows(&["app"]));
+    scene.world.write();
+    assert_eq!(scene.said(), json!([0, 0, null, 800]));
+    assert_eq!(scene.tells("n1", scene.spec(2, Some(900), 800, None)).1, json!([2, 0, 900, 800]));
+}
+
+#[test]
+fn before_all_nodes_are_known_nothing_is_said() {
+    let mut scene = Scene::new();
+    scene.tells("n1", scene.spec(5, Some(600), 100, None));
+    scene.world.cluster.usages = Default::default();
+    assert_eq!(scene.tells("n2", scene.spec(50, Some(DAY), 100, None)).1, json!([5, 0, 600, 100]));
+    scene.world.cluster.usages.complete();
+    assert_eq!(scene.tells("n1", scene.spec(5, Some(600), 100, None)).1, json!([55, 0, DAY, 100]));
 }
 
 #[test]
 fn another_group_of_the_same_name_inherits_nothing() {
     let mut scene = Scene::new();
     scene.uid = "another".into();
-    assert_eq!(scene.tells("n1", Some(scene.spec(5, Some(600), 100, None))), (0, Value::Null));
+    assert_eq!(scene.tells("n1", scene.spec(5, Some(600), 100, None)).1, Value::Null);
 }
