@@ -1,7 +1,7 @@
 //! The HTTP server for the kubelet and for Prometheus: `/livez`, `/readyz`, `/metrics`.
 //!
 //! Owns: the listener and the list of what readiness waits for. Must not: serve anything of the product's; the port
-//! is open to the pod network, so it says how the process is and nothing about the objects it knows.
+//! is open to the pod network, so it says how the process is, and of objects no more than names and counts, as metrics.
 
 use std::{fmt::Write, future::Future, io, net::SocketAddr, sync::Arc, time::Duration};
 

@@ -222,15 +222,22 @@ impl Tally {
             || (age >= ALIVE && self.written.is_some())
     }
 
-    /// The groups for which there is room; those that are attached come first.
+    /// The groups for which there is room; those that are attached come first, and then the namespaces that have fewer rules.
     fn told(&self, now: Timestamp) -> impl Iterator<Item = (&NamespacedName, &Known)> {
-        let attached = self.groups.iter().filter(|(name, _)| self.attached.contains(*name));
-        let others = self.groups.iter().filter(|(name, _)| !self.attached.contains(*name));
+        let mut of_namespace = BTreeMap::<_, usize>::new();
+        let mut wanted: Vec<_> = (self.groups.iter().filter(|(_, known)| !known.is_over(now)))
+            .map(|(name, known)| {
+                let is_idle = known.idle.is_some();
+                let rules = of_namespace.entry((is_idle, &name.namespace)).or_default();
+                *rules += known.rules.len();
+                ((is_idle, *rules), name, known)
+            })
+            .collect();
+        wanted.sort_by_key(|(order, ..)| *order);
         let mut room = MAX_RULES;
-        attached.chain(others.filter(move |(_, known)| !known.is_over(now))).filter(move |(_, Known { rules, .. })| {
-            let fits = rules.len() <= room;
-            room -= if fits { rules.len() } else { 0 };
-            fits
+        wanted.into_iter().filter_map(move |(_, name, known)| {
+            room = room.checked_sub(known.rules.len())?;
+            Some((name, known))
         })
     }
 
@@ -480,11 +487,11 @@ mod tests {
 
     #[test]
     fn rules_for_which_there_is_no_room_are_left_out_and_cause_no_writes() {
-        let named = |n: u16| NamespacedName::new("shop", format!("g{n:02}"));
+        let named = |n: u16| NamespacedName::new(if n == 50 { "tiny" } else { "shop" }, format!("g{n:02}"));
         let many = |from: u16| group(&(from..from + 500).collect::<Vec<_>>());
         let mut world = World::new(&[80], None, at(100));
         let groups: BTreeMap<NamespacedName, Arc<Group>> =
-            (0..9).map(|n| (named(n), many(1_000 * (n + 1)))).chain([(named(99), group(&[80]))]).collect();
+            (0..9).map(|n| (named(n), many(1_000 * (n + 1)))).chain([50, 99].map(|n| (named(n), group(&[80])))).collect();
         let revision = |rules: &Arc<Group>| Revision { uid: "uid".to_owned(), generation: 1, rules: rules.clone() };
         let committed = Committed {
             ends: [(SERVER.parse().unwrap(), Arc::new(End { rules: Arc::new(groups.clone()), ..End::default() }))]
@@ -498,7 +505,8 @@ mod tests {
         world.told(1, 9_001, 1, at(110));
         let spec = world.tally.spec(1, at(120));
         let told: Vec<&str> = spec.groups.iter().map(|group| group.name.as_str()).collect();
-        assert_eq!(told, ["g00", "g01", "g02", "g03", "g04", "g05", "g06", "g07", "g99"], "a small one still fits");
+        let fit = ["g00", "g01", "g02", "g03", "g04", "g05", "g06", "g07", "g99", "g50"];
+        assert_eq!(told, fit, "a small one still fits, and another namespace's has its place");
         world.tally.wrote(spec);
         assert!(!world.tally.is_due(at(3_000)));
     }
