@@ -4,7 +4,7 @@ use super::agents::{Agents, System};
 use super::explain_many;
 use super::live::{Live, Question, Tried, ask};
 use super::load::{Cluster, Source, Wanted};
-use super::model::ends::{Asked, Place, places, split};
+use super::model::ends::{Asked, Place, masquerading, places, split};
 use super::model::snapshot::Snapshot;
 use super::model::verdicts::{EndVerdict, RuleAt, Scene};
 use super::output::{Answer, Format, Outcome, Paint, Tone, clean};
@@ -53,6 +53,9 @@ pub(super) struct Explanation {
     tried: Vec<(IpAddr, IpAddr)>,
     pub(super) egress: EndVerdict,
     pub(super) ingress: EndVerdict,
+    /// What may hide on the way who connects, from the rules of TO.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    masquerading: Option<&'static str>,
     /// The same connections, for their nodes.
     #[serde(skip)]
     for_nodes: Vec<Tried>,
@@ -106,8 +109,10 @@ pub(super) fn explain(scene: &Scene<'_>, namespace: &str, from: &str, to: &str) 
                 let node = |place: &Place| index.target(place.target.as_ref()?)?.node.clone();
                 let for_nodes = Tried { connection, nodes: [node(source), node(destination)] };
                 let traffic = l4_text(connection.l4);
+                let masquerading = masquerading(source, destination).filter(|_| ingress.reason != "Unguarded");
                 let alike = |known: &&mut Explanation| {
-                    (&known.egress, &known.ingress, &known.traffic) == (&egress, &ingress, &traffic)
+                    (&known.egress, &known.ingress, &known.traffic, &known.masquerading)
+                        == (&egress, &ingress, &traffic, &masquerading)
                 };
                 match explanations.iter_mut().find(alike) {
                     Some(known) => {
@@ -124,6 +129,7 @@ pub(super) fn explain(scene: &Scene<'_>, namespace: &str, from: &str, to: &str) 
                         tried: vec![tried],
                         egress,
                         ingress,
+                        masquerading,
                         for_nodes: vec![for_nodes],
                         live: None,
                     }),
@@ -162,6 +168,9 @@ impl Explanation {
         text += &format!("  {}{more}\n", addresses.join(", "));
         text += &render_end(&self.egress, &format!("out of {from}"), paint);
         text += &render_end(&self.ingress, &format!("into {to}"), paint);
+        if let Some(hidden) = self.masquerading {
+            text += &format!("  on the way: {}\n", paint.tone(Tone::Doubtful, hidden));
+        }
         if let Some(live) = &self.live {
             text += &render_live(live, paint);
         }

@@ -1,9 +1,10 @@
 //! `kubectl sg explain` under rules of chance: its verdict on thousands of connections is what they do.
 
 use super::cluster::{Namespace, SOON, calm, get};
-use super::plugin::sg_command;
+use super::machines::{Machine, ready};
+use super::plugin::{said, sg, sg_command};
 use super::random::{self, Random};
-use super::reach::{From, Pod, target};
+use super::reach::{From, target};
 use serde_json::Value;
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::Write;
@@ -12,16 +13,36 @@ use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 const ROUNDS: usize = 4;
-/// Each is its own app; the last one is never guarded.
+/// Each is its own app; the first one is never guarded.
 const PODS: [(&str, &str); 8] =
     [("p0", "n1"), ("p1", "n2"), ("p2", "n1"), ("p3", "n2"), ("p4", "n1"), ("p5", "n2"), ("p6", "n1"), ("p7", "n2")];
+/// One behind a bridge, and one behind a link of its own.
+const MACHINES: [Machine; 2] = [
+    Machine { name: "pair1", node: "n1", mac: "52:54:00:00:00:41", addresses: ["10.20.1.41", "fd20:0:0:1::41"] },
+    Machine { name: "pair2", node: "n2", mac: "52:54:00:00:00:42", addresses: ["10.20.2.42", "fd20:0:0:2::42"] },
+];
 const GROUPS: [&str; 7] = ["g0", "g1", "g2", "g3", "g4", "g5", "g6"];
-/// What is asked of every pod.
+/// What is asked of every pod and machine.
 const ASKED: [(&str, u16); 8] =
     [("tcp", 22), ("tcp", 80), ("tcp", 443), ("tcp", 3306), ("tcp", 65535), ("udp", 53), ("udp", 5353), ("icmp", 0)];
 /// In front of some pods, at other ports than theirs.
 const SERVED: [usize; 3] = [0, 1, 7];
 const SERVICE_PORTS: [(&str, u16, u16); 2] = [("tcp", 81, 80), ("udp", 54, 53)];
+
+/// A pod or a machine.
+struct End {
+    /// As the plugin calls it.
+    name: String,
+    addresses: Vec<String>,
+    /// What a binding selects it by.
+    selector: String,
+}
+
+impl End {
+    fn parsed(&self) -> Vec<IpAddr> {
+        self.addresses.iter().map(|address| address.parse().unwrap()).collect()
+    }
+}
 
 /// One connection, as it is asked of the plugin and of the network.
 struct Connection {
@@ -35,7 +56,7 @@ struct Connection {
     target: String,
 }
 
-fn rule(random: &mut Random, pods: &[Pod]) -> String {
+fn rule(random: &mut Random, ends: &[End]) -> String {
     let some = |random: &mut Random, from: &[&str]| {
         let chosen: Vec<&str> = from.iter().filter(|_| random.percent(45)).copied().collect();
         if chosen.is_empty() { (*random.pick(from)).to_owned() } else { chosen.join(", ") }
@@ -53,10 +74,10 @@ fn rule(random: &mut Random, pods: &[Pod]) -> String {
         0 => "cidrs: [\"0.0.0.0/0\", \"::/0\"]".to_owned(),
         1 => "cidrs: [\"0.0.0.0/0\"]".to_owned(),
         2..5 => {
-            let pod = &random.pick(pods).addresses;
+            let all = &random.pick(ends).addresses;
             let one = |address: &String| format!("\"{address}/{}\"", if address.contains(':') { 128 } else { 32 });
-            let chosen: Vec<String> = pod.iter().filter(|_| random.percent(70)).map(one).collect();
-            format!("cidrs: [{}]", if chosen.is_empty() { one(&pod[0]) } else { chosen.join(", ") })
+            let chosen: Vec<String> = all.iter().filter(|_| random.percent(70)).map(one).collect();
+            format!("cidrs: [{}]", if chosen.is_empty() { one(&all[0]) } else { chosen.join(", ") })
         }
         5 => "securityGroup: {name: nobody}".to_owned(),
         _ => format!("securityGroup: {{name: {}}}", random.pick(&GROUPS)),
@@ -65,12 +86,12 @@ fn rule(random: &mut Random, pods: &[Pod]) -> String {
 }
 
 /// Groups and bindings of chance.
-fn policy(random: &mut Random, pods: &[Pod]) -> String {
+fn policy(random: &mut Random, ends: &[End]) -> String {
     let mut manifest = String::new();
     for group in GROUPS {
         let mut rules = |most: usize| {
             // A rule that is there twice would be refused.
-            let rules: BTreeSet<String> = (0..random.below(most + 1)).map(|_| rule(random, pods)).collect();
+            let rules: BTreeSet<String> = (0..random.below(most + 1)).map(|_| rule(random, ends)).collect();
             format!("[{}]", rules.into_iter().collect::<Vec<_>>().join(", "))
         };
         let (ingress, egress) = (rules(5), rules(6));
@@ -80,13 +101,13 @@ fn policy(random: &mut Random, pods: &[Pod]) -> String {
              spec: {{ingress: {ingress}{egress}}}}}\n"
         );
     }
-    for (pod, _) in &PODS[..PODS.len() - 1] {
+    for (i, End { selector, .. }) in ends.iter().enumerate().skip(1) {
         let mut attached: BTreeSet<&str> = [*random.pick(&GROUPS)].into();
         attached.extend(GROUPS.iter().filter(|_| random.percent(15)));
         let names: Vec<String> = attached.iter().map(|group| format!("{{name: {group}}}")).collect();
         manifest += &format!(
-            "---\n{{apiVersion: ringfence.io/v1alpha1, kind: SecurityGroupBinding, metadata: {{name: {pod}}}, \
-             spec: {{securityGroups: [{}], target: {{podSelector: {{matchLabels: {{app: {pod}}}}}}}}}}}\n",
+            "---\n{{apiVersion: ringfence.io/v1alpha1, kind: SecurityGroupBinding, metadata: {{name: b{i}}}, \
+             spec: {{securityGroups: [{}], target: {{{selector}}}}}}}\n",
             names.join(", ")
         );
     }
@@ -101,9 +122,8 @@ fn node_addresses(node: &str) -> Vec<IpAddr> {
     internal.map(|a| a["address"].as_str().unwrap().parse().unwrap()).collect()
 }
 
-/// All that is tried: every pod and both nodes to every other pod, and pods through Services.
-fn connections(namespace: &Namespace, pods: &[Pod]) -> Vec<Connection> {
-    let parsed = |pod: &Pod| -> Vec<IpAddr> { pod.addresses.iter().map(|a| a.parse().unwrap()).collect() };
+/// All that is tried: all pods and machines to all others, both nodes to every pod, and pods through Services.
+fn connections(namespace: &Namespace, ends: &[End]) -> Vec<Connection> {
     let ways =
         |from: usize, name: &str, own: &[IpAddr], to: &str, real: &[IpAddr], asked: (&str, u16), at: &[IpAddr]| {
             let (protocol, port) = asked;
@@ -123,17 +143,17 @@ fn connections(namespace: &Namespace, pods: &[Pod]) -> Vec<Connection> {
             all.collect::<Vec<_>>()
         };
     let mut all = Vec::new();
-    for (to, pod) in pods.iter().enumerate() {
-        let (name, real) = (format!("pod/{}", pod.name), parsed(pod));
+    for (to, end) in ends.iter().enumerate() {
+        let real = end.parsed();
         for asked in ASKED {
-            for (from, other) in pods.iter().enumerate().filter(|(from, _)| *from != to) {
-                let own = format!("pod/{}", other.name);
-                all.extend(ways(from, &own, &parsed(other), &name, &real, asked, &real));
+            for (from, other) in ends.iter().enumerate().filter(|(from, _)| *from != to) {
+                all.extend(ways(from, &other.name, &other.parsed(), &end.name, &real, asked, &real));
             }
-            for (i, node) in ["n1", "n2"].into_iter().enumerate() {
+            // To machines a node has other addresses than the ones by which it is known.
+            for (i, node) in ["n1", "n2"].into_iter().enumerate().filter(|_| to < PODS.len()) {
                 for address in node_addresses(node) {
-                    let from = pods.len() + i;
-                    all.extend(ways(from, &address.to_string(), &[address], &name, &real, asked, &real));
+                    let from = ends.len() + i;
+                    all.extend(ways(from, &address.to_string(), &[address], &end.name, &real, asked, &real));
                 }
             }
         }
@@ -143,11 +163,11 @@ fn connections(namespace: &Namespace, pods: &[Pod]) -> Vec<Connection> {
         let at = service["spec"]["clusterIPs"].as_array().unwrap();
         let mut at: Vec<IpAddr> = at.iter().map(|ip| ip.as_str().unwrap().parse().unwrap()).collect();
         at.sort();
+        let (name, real) = (format!("svc/s{to}"), ends[to].parsed());
         for (protocol, port, _) in SERVICE_PORTS {
-            for (from, other) in pods.iter().enumerate().filter(|(from, _)| *from != to) {
-                let (own, name) = (format!("pod/{}", other.name), format!("svc/s{to}"));
-                let real = parsed(&pods[to]);
-                all.extend(ways(from, &own, &parsed(other), &name, &real, (protocol, port), &at));
+            // Machines are hidden behind their node there: they are not on the pod network.
+            for (from, other) in ends[..PODS.len()].iter().enumerate().filter(|(from, _)| *from != to) {
+                all.extend(ways(from, &other.name, &other.parsed(), &name, &real, (protocol, port), &at));
             }
         }
     }
@@ -196,7 +216,19 @@ fn s1_to_s6_s11_s12_explain_tells_what_thousands_of_connections_do() {
     let namespace = Namespace::new("pairs");
     let placed = PODS.map(|(name, node)| (name, name, node));
     let by_name = namespace.pods(&placed);
-    let pods: Vec<Pod> = PODS.iter().map(|(name, _)| by_name[*name].clone()).collect();
+    let _guests = MACHINES.map(|machine| machine.boot(machine.node == "n1"));
+    MACHINES.iter().for_each(|machine| machine.declare(&namespace, machine.name));
+    ready(&namespace);
+    let end = |kind: &str, selector: &str, name: &str, addresses: Vec<String>| End {
+        name: format!("{kind}/{name}"),
+        addresses,
+        selector: format!("{selector}: {{matchLabels: {{app: {name}}}}}"),
+    };
+    let pods = PODS.map(|(name, _)| end("pod", "podSelector", name, by_name[name].addresses.clone()));
+    let machines = MACHINES.map(|machine| {
+        end("nic", "networkInterfaceSelector", machine.name, machine.addresses.map(str::to_owned).to_vec())
+    });
+    let ends: Vec<End> = pods.into_iter().chain(machines).collect();
     for to in SERVED {
         let port = |(protocol, port, real): (&str, u16, u16)| {
             let name = protocol.to_uppercase();
@@ -208,15 +240,16 @@ fn s1_to_s6_s11_s12_explain_tells_what_thousands_of_connections_do() {
             SERVICE_PORTS.map(port).join(", ")
         ));
     }
-    let connections = connections(&namespace, &pods);
-    let nodes = [From::Node("n1"), From::Node("n2")];
-    let origins: Vec<From<'_>> = pods.iter().map(Pod::probes).chain(nodes).collect();
+    let connections = connections(&namespace, &ends);
+    let pods = PODS.iter().map(|(name, _)| by_name[*name].probes());
+    let guests = MACHINES.iter().map(|machine| From::Guest(machine.name));
+    let origins: Vec<From<'_>> = pods.chain(guests).chain(["n1", "n2"].map(From::Node)).collect();
     let seed = random::seed();
     println!("{}", random::repeat(seed));
     let mut random = Random::new(seed);
     let (mut allowed, mut denied) = (0, 0);
     for round in 0..ROUNDS {
-        let policy = policy(&mut random, &pods);
+        let policy = policy(&mut random, &ends);
         namespace.apply(&policy);
         namespace.enforced();
         let explained = explained(&namespace, &connections);
@@ -244,6 +277,8 @@ fn s1_to_s6_s11_s12_explain_tells_what_thousands_of_connections_do() {
             missing = missing.into_iter().zip(answers).filter(|(_, answered)| !answered).map(|(c, _)| c).collect();
         }
     }
+    let machine = said(&sg(&["explain", "-n", &namespace.0, "nic/pair1", "svc/s7:81"]));
+    assert!(machine.contains("masquerading"), "{machine}");
     println!("{allowed} allowed and {denied} denied connections, each as explained");
     assert!(allowed > 400 && denied > 400, "{allowed}, {denied}: too few of one kind to tell anything");
 }

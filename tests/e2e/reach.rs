@@ -69,6 +69,8 @@ impl Namespace {
 pub enum From<'a> {
     /// A pod.
     Pod(&'a Pod),
+    /// A virtual machine, by its name.
+    Guest(&'a str),
     /// A node itself.
     Node(&'a str),
     /// Outside, with these source addresses.
@@ -79,6 +81,12 @@ impl From<'_> {
     /// A command that runs the probe program there.
     pub fn probe(&self) -> Command {
         let (name, arguments) = match self {
+            // It has a file system of its own.
+            Self::Guest(name) => {
+                let mut command = command("guest");
+                command.args(["run", name, "probe"]);
+                return command;
+            }
             Self::Pod(pod) => ("pod", vec![format!("{}/{}", pod.namespace, pod.name)]),
             Self::Node(node) => ("node", vec![(*node).to_owned()]),
             Self::Outside(_) => ("outside", vec![]),

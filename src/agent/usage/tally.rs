@@ -490,8 +490,10 @@ mod tests {
         let named = |n: u16| NamespacedName::new(if n == 50 { "tiny" } else { "shop" }, format!("g{n:02}"));
         let many = |from: u16| group(&(from..from + 500).collect::<Vec<_>>());
         let mut world = World::new(&[80], None, at(100));
-        let groups: BTreeMap<NamespacedName, Arc<Group>> =
-            (0..9).map(|n| (named(n), many(1_000 * (n + 1)))).chain([50, 99].map(|n| (named(n), group(&[80])))).collect();
+        let groups: BTreeMap<NamespacedName, Arc<Group>> = (0..9)
+            .map(|n| (named(n), many(1_000 * (n + 1))))
+            .chain([50, 99].map(|n| (named(n), group(&[80]))))
+            .collect();
         let revision = |rules: &Arc<Group>| Revision { uid: "uid".to_owned(), generation: 1, rules: rules.clone() };
         let committed = Committed {
             ends: [(SERVER.parse().unwrap(), Arc::new(End { rules: Arc::new(groups.clone()), ..End::default() }))]

@@ -3,7 +3,7 @@
 //! PURE. Knows names, Services and ports; asks nobody whether they may talk.
 
 use super::inventory::Inventory;
-use crate::index::{Index, Target, TargetName};
+use crate::index::{Index, Target, TargetKind, TargetName};
 use crate::kubevirt::machine_of;
 use crate::policy::{L4, NamespacedName, Transport};
 use anyhow::{Context, bail, ensure};
@@ -23,8 +23,30 @@ pub struct Place {
     pub target: Option<TargetName>,
     /// Its addresses.
     pub addresses: Vec<IpAddr>,
-    /// The port there, where it is another one than was asked for.
+    /// The port there, where it is reached through a Service.
     pub port: Option<u16>,
+}
+
+impl Place {
+    /// Whether a pod has it, on the pod network.
+    fn is_pods(&self) -> bool {
+        self.target.as_ref().is_some_and(|target| target.kind == TargetKind::Pod)
+    }
+}
+
+/// What may hide on the way who connects.
+pub fn masquerading(source: &Place, destination: &Place) -> Option<&'static str> {
+    match (source.is_pods(), destination.is_pods()) {
+        (false, _) if destination.port.is_some() => Some(
+            "kube-proxy may hide a client from outside of the pod network behind a node (masquerading), unless the Service's \
+             traffic policy is Local: then rules see the node's address",
+        ),
+        (true, false) => Some(
+            "the pod network may hide its pods from what is outside of it (masquerading): then rules of TO see the address of \
+             the pod's node, where TO is on another one",
+        ),
+        _ => None,
+    }
 }
 
 /// What is to be sent.
@@ -206,6 +228,26 @@ fn real_port(pod: Option<&Pod>, port: &ServicePort) -> anyhow::Result<u16> {
 mod tests {
     use super::*;
     use crate::cli::model::manifests::{bring_to_life, read};
+
+    #[test]
+    fn who_may_be_hidden_on_the_way() {
+        let end = |target: Option<TargetName>, port: Option<u16>| Place {
+            name: String::new(),
+            target,
+            addresses: Vec::new(),
+            port,
+        };
+        let name = || NamespacedName::new("shop", "db");
+        let pod = |port| end(Some(TargetName::pod(name())), port);
+        let machine = || end(Some(TargetName::network_interface(name())), None);
+        let says = |source: &Place, destination: &Place| masquerading(source, destination).map(|s| &s[..10]);
+        assert_eq!(says(&pod(None), &pod(Some(80))), None);
+        assert_eq!(says(&machine(), &pod(None)), None);
+        assert_eq!(says(&machine(), &machine()), None);
+        assert_eq!(says(&machine(), &pod(Some(80))), Some("kube-proxy"));
+        assert_eq!(says(&end(None, None), &pod(Some(80))), Some("kube-proxy"));
+        assert_eq!(says(&pod(None), &machine()), Some("the pod ne"));
+    }
 
     #[test]
     fn ends_and_ports() {
