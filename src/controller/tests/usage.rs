@@ -126,12 +126,13 @@ fn what_a_node_has_forgotten_counts_on() {
     assert_eq!(scene.tells("n1", scene.spec(5, Some(700), 650, None)), (1, json!([10, 5, 700, 100])));
 
     // While nobody looked: what is said is never less than it was.
-    let (mut after, uid) = (Scene::new(), scene.uid.clone());
-    after.tells("n1", after.spec(10, Some(700), 100, None));
-    after.world.cluster.usages = Default::default();
-    after.world.cluster.usages.complete();
-    assert_eq!(after.tells("n1", after.spec(4, Some(800), 750, None)).1[0], 10, "{uid}");
-    assert_eq!(after.tells("n2", after.spec(20, Some(800), 750, None)).1[0], 24);
+    let mut scene = Scene::new();
+    scene.tells("n1", scene.spec(10, Some(700), 100, None));
+    scene.world.cluster.usages = Default::default();
+    scene.world.cluster.usages.complete();
+    let later = Some(DAY + 700);
+    assert_eq!(scene.tells("n1", scene.spec(4, later, 750, None)).1, json!([10, 0, DAY + 700, 100]));
+    assert_eq!(scene.tells("n2", scene.spec(20, later, 750, None)).1[0], 24);
 }
 
 #[test]
