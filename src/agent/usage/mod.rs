@@ -43,6 +43,8 @@ const EVERY: Duration = Duration::from_secs(10);
 const RARELY: u32 = 50;
 /// New guards are enforced first: their connections come later than this.
 const MOMENT: Duration = Duration::from_millis(20);
+/// Who left is remembered for a look. For so many that fail, and no longer, it is remembered for the next one.
+const PATIENCE: u32 = 6;
 /// Epochs that could not be written down yet, at most. Their sets are in the kernel.
 const MAX_CLOSED: usize = 8;
 
@@ -110,7 +112,7 @@ async fn keep(
         snapshots,
     };
     keeper.recent.advance(first);
-    let (mut next, mut streak) = (Instant::now(), Streak::default());
+    let (mut next, mut streak, mut failures) = (Instant::now(), Streak::default(), 0);
     loop {
         let outcome = tokio::select! {
             world = worlds.recv() => {
@@ -136,9 +138,8 @@ async fn keep(
             () = sleep_until(next) => {
                 let started = Instant::now();
                 let outcome = keeper.look(&state).await;
-                if outcome.is_err() {
-                    // Who has left by now is not remembered until that is over.
-                    keeper.recent.looked();
+                failures = if outcome.is_ok() { 0 } else { failures + 1 };
+                if failures > PATIENCE && keeper.recent.forget() {
                     keeper.tally.missed(Timestamp::now());
                 }
                 rows.publish(&keeper.tally);

@@ -59,6 +59,12 @@ impl Recent {
         self.left[0] = Left::default();
     }
 
+    /// What left is remembered no more. Tells whether there was anything.
+    pub fn forget(&mut self) -> bool {
+        let forgotten = std::mem::take(&mut self.left);
+        forgotten.iter().any(|left| !(left.interfaces.is_empty() && left.members.is_empty()))
+    }
+
     /// Names the rules that allow connections like this, with their groups and directions.
     pub fn allowing(&self, opened: &Opened, mut name: impl FnMut(&NamespacedName, Direction, &Rule)) {
         let connection = opened.connection();
@@ -171,6 +177,18 @@ mod tests {
                 recent.looked();
             }
         }
+    }
+
+    #[test]
+    fn what_is_forgotten_is_known_to_be() {
+        let mut recent = Recent::default();
+        recent.advance(committed(&[("a", &[tcp(80, Remote::Group(name("app")))])], &[APP]));
+        assert!(!recent.forget());
+        recent.advance(Arc::default());
+        recent.looked();
+        assert!(recent.forget());
+        assert_eq!(allowing(&recent, 80), Vec::<String>::new());
+        assert!(!recent.forget());
     }
 
     #[test]
