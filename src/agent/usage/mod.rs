@@ -45,8 +45,8 @@ const RARELY: u32 = 50;
 const MOMENT: Duration = Duration::from_millis(20);
 /// Who left is remembered for a look. For so many that fail, and no longer, it is remembered for the next one.
 const PATIENCE: u32 = 6;
-/// Epochs that could not be written down yet, at most. Their sets are in the kernel.
-const MAX_CLOSED: usize = 8;
+/// Epochs that could not be written down yet, at most. Their sets are in the kernel, whose memory is everybody's.
+const MAX_CLOSED: usize = 2;
 
 /// Who is told what is enforced.
 #[derive(Clone)]
@@ -245,7 +245,7 @@ impl Keeper {
         self.recent.looked();
         self.guard(self.recent.now().guarded()).await?;
         let crowded = size > SIZE / 2 && self.closed.len() < MAX_CLOSED;
-        let due = self.tally.is_due(Timestamp::now()) || self.closed.len() > 2;
+        let due = self.tally.is_due(Timestamp::now()) || self.closed.len() >= MAX_CLOSED;
         if crowded || due && self.unwritten.is_none() {
             self.turn(epoch).await?;
         }
