@@ -46,7 +46,7 @@ pub async fn run(args: Args, paint: Paint) -> anyhow::Result<Outcome> {
     found.extend(unused(&inventory, scope, args.unused_days, now));
     found.sort_by(in_order);
     if inventory.usages.is_none() && !args.source.offline.offline {
-        inventory.notes.push("you may not list nodeusages: unused rules are not looked for".to_owned());
+        inventory.notes.push("no node's counts can be seen: unused rules are not looked for".to_owned());
     }
     for (node, until) in silent_nodes(&inventory, now) {
         let told = until.map_or("has not told yet".to_owned(), |until| format!("told last on {}", day(until)));

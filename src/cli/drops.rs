@@ -13,7 +13,7 @@ use crate::policy::{Direction, Miss};
 use anyhow::bail;
 use futures::{StreamExt, stream};
 use jiff::Timestamp;
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::Write;
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -24,7 +24,7 @@ use tokio::sync::{Semaphore, mpsc};
 const LOOK_AGAIN: Duration = Duration::from_secs(5);
 /// … not so that looking takes more than one part in so many of the time, …
 const RARELY: u32 = 20;
-/// … and for so long not for addresses that nobody had: most are not of the cluster.
+/// … and for so long not for addresses that nobody had, twice, as who is new may not be shown yet: most are not of the cluster.
 const STRANGE_FOR: Duration = Duration::from_mins(5);
 /// So many nodes are asked at the same time.
 const AT_ONCE: usize = 64;
@@ -192,8 +192,8 @@ struct Names {
     looked: Instant,
     /// How long that took.
     took: Duration,
-    /// Who was looked up and is nobody's, and since when such are remembered.
-    strangers: (Instant, BTreeSet<IpAddr>),
+    /// How often somebody was looked up who is nobody's, and since when such are remembered.
+    strangers: (Instant, BTreeMap<IpAddr, u32>),
 }
 
 impl Names {
@@ -205,7 +205,7 @@ impl Names {
 
     fn new(inventory: Inventory, took: Duration) -> Self {
         let (index, now) = (inventory.index(), Instant::now());
-        Self { index, inventory, looked: now, took, strangers: (now, BTreeSet::new()) }
+        Self { index, inventory, looked: now, took, strangers: (now, BTreeMap::new()) }
     }
 
     /// Looks again, if there is somebody new.
@@ -214,14 +214,15 @@ impl Names {
         if news.is_empty() {
             return;
         }
-        let mut strangers = std::mem::replace(&mut self.strangers, (Instant::now(), BTreeSet::new()));
         match Self::load(cluster).await {
-            Ok(names) => *self = names,
+            Ok(names) => {
+                let mut strangers = std::mem::take(&mut self.strangers.1);
+                news.into_iter().for_each(|address| *strangers.entry(address).or_default() += 1);
+                *self = Self { strangers: (self.strangers.0, strangers), ..names };
+            }
             // What was known is better than nothing.
             Err(_) => self.looked = Instant::now(),
         }
-        strangers.1.extend(news);
-        self.strangers = strangers;
     }
 
     /// The addresses for which it is worth a look who has them.
@@ -230,11 +231,11 @@ impl Names {
             return Vec::new();
         }
         if now - self.strangers.0 > STRANGE_FOR {
-            self.strangers = (now, BTreeSet::new());
+            self.strangers = (now, BTreeMap::new());
         }
         let ends = [&denied.source, &denied.destination].into_iter();
         let unknown = ends.filter(|end| self.name(end).is_none()).map(|end| end.address);
-        unknown.filter(|address| !self.strangers.1.contains(address)).collect()
+        unknown.filter(|address| self.strangers.1.get(address).is_none_or(|looks| *looks < 2)).collect()
     }
 
     fn addresses(&self, namespace: &str, target: &str) -> anyhow::Result<BTreeSet<IpAddr>> {
@@ -425,7 +426,9 @@ metadata:
         denied.source.address = "192.0.2.7".parse().unwrap();
         assert!(names.news(&denied, start + later(20)).is_empty(), "the last look took a second");
         assert_eq!(names.news(&denied, start + later(21)), [denied.source.address]);
-        names.strangers.1.insert(denied.source.address);
+        names.strangers.1.insert(denied.source.address, 1);
+        assert_eq!(names.news(&denied, start + later(21)), [denied.source.address], "it may be shown by now");
+        names.strangers.1.insert(denied.source.address, 2);
         assert!(names.news(&denied, start + later(300)).is_empty());
         assert_eq!(names.news(&denied, start + later(301)), [denied.source.address]);
     }

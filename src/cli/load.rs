@@ -4,6 +4,7 @@
 
 use super::model::inventory::{Inventory, Named};
 use super::model::manifests::{STAND_IN_NETWORKS, bring_to_life, read};
+use crate::api::NodeUsage;
 use crate::index::name_of;
 use crate::kubevirt::VirtualMachineInstance;
 use anyhow::{Context, bail};
@@ -202,7 +203,8 @@ impl Cluster {
             inventory.service_networks = cidrs.filter_map(|cidr| cidr.parse().ok()).collect();
         }
         if wanted.usage {
-            inventory.usages = self.list_permitted().await?;
+            let usages: Option<Vec<NodeUsage>> = self.list_permitted().await?;
+            inventory.usages = usages.filter(|usages| !usages.is_empty());
         }
         if wanted.neighbours {
             inventory.services = self.list(notes).await?.0;

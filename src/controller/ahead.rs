@@ -28,8 +28,16 @@ struct Held {
     addresses: BTreeSet<IpAddr>,
     /// What the pod's status said when the node began to say so.
     status: BTreeSet<IpAddr>,
-    /// Whether the node says so no more.
-    over: bool,
+    /// What the pod's status said when the node said so no more.
+    until_not: Option<BTreeSet<IpAddr>>,
+}
+
+impl Held {
+    /// Whether a status is the one because of which the node says no more: it has nothing else than the node said, and lacks
+    /// nothing but what it had before.
+    fn is_told_by(&self, status: &BTreeSet<IpAddr>) -> bool {
+        status.is_subset(&self.addresses) && self.addresses.difference(status).all(|gone| self.status.contains(gone))
+    }
 }
 
 impl Ahead {
@@ -76,14 +84,14 @@ impl Ahead {
         let mut held = held.filter(|held| held.uid == pod.uid && held.node == *node && held.boot == *boot);
         let addresses = match known.get(&(pod.name.clone(), pod.uid.clone())) {
             Some(addresses) => {
-                if held.is_none_or(|held| held.over || held.addresses != *addresses) {
+                if held.is_none_or(|held| held.until_not.is_some() || held.addresses != *addresses) {
                     let held = Held {
                         uid: pod.uid.clone(),
                         node: node.clone(),
                         boot: boot.clone(),
                         addresses: addresses.clone(),
                         status: pod.reported().clone(),
-                        over: false,
+                        until_not: None,
                     };
                     self.held.insert(pod.name.clone(), held);
                 }
@@ -93,8 +101,9 @@ impl Ahead {
             // late: until the status changes, what the node said last is truer.
             None => {
                 let held = held.as_mut()?;
-                held.over = true;
-                if held.status != *pod.reported() || held.addresses == *pod.reported() {
+                let reported = pod.reported();
+                let late = held.until_not.get_or_insert_with(|| reported.clone()) == reported;
+                if !late || held.is_told_by(reported) {
                     return None;
                 }
                 &held.addresses

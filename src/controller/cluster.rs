@@ -66,6 +66,8 @@ pub struct Cluster {
     targets: HashMap<NamespacedName, Membership>,
     /// The boot of each node that there is.
     nodes: HashMap<String, Option<String>>,
+    /// And its uid: another node may have had the name.
+    node_uids: HashMap<String, Option<String>>,
     /// The remotes of each group, as of the last look: when they change, the old ones are concerned too.
     remotes: HashMap<NamespacedName, BTreeSet<NamespacedName>>,
     deleting: BTreeSet<NamespacedName>,
@@ -215,13 +217,16 @@ impl Cluster {
         if known != node.map(|_| boot) {
             self.standing_changed(name);
         }
-        match node {
-            Some(_) => {
-                if let Some(usage) = self.usages.take_early(name) {
-                    self.count(name, Some(usage));
-                }
-            }
-            None => self.count(name, None),
+        let uid = node.map(|n| n.metadata.uid.clone());
+        let before = match uid.clone() {
+            Some(uid) => self.node_uids.insert(name.to_owned(), uid),
+            None => self.node_uids.remove(name),
+        };
+        if before.is_some() && before != uid {
+            self.count(name, None);
+        }
+        if let Some(usage) = uid.and_then(|uid| self.usages.take_early(name, uid.as_deref())) {
+            self.count(name, Some(usage));
         }
         let changes = self.index.set_node_addresses(name, addresses);
         self.changed(changes);
@@ -265,13 +270,21 @@ impl Cluster {
         }
     }
 
-    /// Takes in what a node counts. What it does not tell any more, as somebody deleted it, it will tell again.
-    pub fn set_usage(&mut self, node: &str, usage: NodeUsageSpec) {
-        if self.nodes.contains_key(node) {
+    /// Takes in what a node of this name and uid counts. What it does not tell any more, as somebody deleted it, it will tell
+    /// again.
+    pub fn set_usage(&mut self, node: &str, uid: Option<String>, usage: NodeUsageSpec) {
+        if self.node_uids.get(node) == Some(&uid) {
             self.count(node, Some(usage));
         } else {
-            self.usages.set_early(node, usage);
+            self.usages.set_early(node, uid, usage);
         }
+    }
+
+    /// Whoever counts was heard: what statuses say can be judged.
+    pub fn all_usages_are_known(&mut self) {
+        self.usages.complete();
+        let counted = self.groups.iter().filter(|(_, seen)| !seen.ours.usage.is_empty());
+        self.work.extend(counted.map(|(name, _)| Work::Group(name.clone())));
     }
 
     fn count(&mut self, node: &str, usage: Option<NodeUsageSpec>) {

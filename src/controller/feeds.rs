@@ -206,27 +206,26 @@ pub struct Counted(pub Shared);
 
 impl Sink<NodeUsage> for Counted {
     fn reset(&mut self, usages: Vec<NodeUsage>, _: Vec<Malformed>) {
-        self.0.change(|cluster| {
-            cluster.usages.complete();
-            for usage in usages {
-                cluster.set_usage(&name_of(&usage.metadata).name, usage.spec);
-            }
-        });
+        // One by one: they may be many, and others wait for the cluster.
+        usages.into_iter().for_each(|usage| self.apply(usage));
+        self.0.change(Cluster::all_usages_are_known);
     }
 
     fn apply(&mut self, usage: NodeUsage) {
-        self.0.change(|cluster| cluster.set_usage(&name_of(&usage.metadata).name, usage.spec));
+        let owner = usage.metadata.owner_references.iter().flatten().find(|owner| owner.kind == "Node");
+        let uid = owner.map(|owner| owner.uid.clone());
+        self.0.change(|cluster| cluster.set_usage(&name_of(&usage.metadata).name, uid, usage.spec));
     }
 
     fn delete(&mut self, usage: NodeUsage) {
-        self.0.change(|cluster| drop(cluster.usages.take_early(&name_of(&usage.metadata).name)));
+        self.0.change(|cluster| cluster.usages.forget_early(&name_of(&usage.metadata).name));
     }
 
     // The schema keeps everyone from writing one that cannot be read.
     fn malformed(&mut self, _: Malformed) {}
 
     fn delete_malformed(&mut self, usage: Malformed) {
-        self.0.change(|cluster| drop(cluster.usages.take_early(&name_of(&usage.meta).name)));
+        self.0.change(|cluster| cluster.usages.forget_early(&name_of(&usage.meta).name));
     }
 }
 

@@ -1,6 +1,7 @@
 //! The controller's pure parts against an API server in memory and real agents' states.
 
 mod agreement;
+mod ahead;
 mod interfaces;
 mod lock_out;
 mod machines;

@@ -39,8 +39,8 @@ struct Sum {
 pub struct Usages {
     /// The connections that each node tells of.
     nodes: HashMap<String, BTreeMap<Identity, BTreeMap<Key, i64>>>,
-    /// Of nodes that are not there, or not yet.
-    early: HashMap<String, NodeUsageSpec>,
+    /// Of nodes that are not there, or not yet, by name, with their uids.
+    early: HashMap<String, (Option<String>, NodeUsageSpec)>,
     sums: HashMap<Identity, BTreeMap<Key, Sum>>,
     /// How many connections were counted by who counts them no more, until statuses say so.
     departed: HashMap<Identity, BTreeMap<Key, i64>>,
@@ -54,13 +54,19 @@ impl Usages {
     }
 
     /// Takes in what a node tells that is not there: it counts once the node is.
-    pub fn set_early(&mut self, node: &str, usage: NodeUsageSpec) {
-        self.early.insert(node.to_owned(), usage);
+    pub fn set_early(&mut self, node: &str, uid: Option<String>, usage: NodeUsageSpec) {
+        self.early.insert(node.to_owned(), (uid, usage));
+    }
+
+    /// What a node told that is not there, it does not tell any more.
+    pub fn forget_early(&mut self, node: &str) {
+        self.early.remove(node);
     }
 
     /// What a node told that was not there.
-    pub fn take_early(&mut self, node: &str) -> Option<NodeUsageSpec> {
-        self.early.remove(node)
+    pub fn take_early(&mut self, node: &str, uid: Option<&str>) -> Option<NodeUsageSpec> {
+        let (of, usage) = self.early.remove(node)?;
+        (of.as_deref() == uid).then_some(usage)
     }
 
     /// Takes in what a node tells, `None` if it is gone for good. What it does not tell any more counts on. `said` is what the

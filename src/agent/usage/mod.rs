@@ -89,13 +89,15 @@ async fn keep(
     rows: Rows,
     mut worlds: mpsc::UnboundedReceiver<Arc<Committed>>,
 ) {
-    let Some(mut first) = worlds.recv().await else { return };
+    let Some(first) = worlds.recv().await else { return };
+    let mut recent = Recent::default();
+    recent.advance(first);
     let written = {
         let mut found = pin!(writer.find());
         loop {
             tokio::select! {
                 found = &mut found => break found,
-                Some(newer) = worlds.recv() => first = newer,
+                Some(newer) = worlds.recv() => recent.advance(newer),
             }
         }
     };
@@ -104,14 +106,13 @@ async fn keep(
         nft,
         watch,
         tally: Tally::restore(written, Timestamp::now()),
-        recent: Recent::default(),
+        recent,
         guarded: Guarded::new(),
         open: None,
         closed: BTreeSet::new(),
         unwritten: None,
         snapshots,
     };
-    keeper.recent.advance(first);
     let (mut next, mut streak, mut failures) = (Instant::now(), Streak::default(), 0);
     loop {
         let outcome = tokio::select! {

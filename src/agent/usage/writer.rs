@@ -44,12 +44,12 @@ impl Writer {
         Self { api: Api::all(client), nodes, node: name, owner: node.owner_ref(&()), shutdown }
     }
 
-    /// What is written there, as soon as that can be known.
+    /// What is written there of this node, and not of an earlier one of its name, as soon as that can be known.
     pub async fn find(&self) -> Option<NodeUsageSpec> {
         let mut failures = 0;
         loop {
             match self.api.get_opt(&self.node).await {
-                Ok(found) => return found.map(|object| object.spec),
+                Ok(found) => return found.filter(|object| self.is_own(object)).map(|object| object.spec),
                 Err(error) => {
                     failures += 1;
                     tracing::warn!(error = chain(&error), failures, "cannot read what this node counted, will retry");
@@ -104,23 +104,28 @@ impl Writer {
             Some(known) => Some(known),
             None => self.api.get_opt(&self.node).await?,
         };
+        if !known.as_ref().is_some_and(|known| self.is_own(known)) {
+            let owner = self.nodes.get(&self.node).await?.owner_ref(&());
+            if owner != self.owner {
+                self.owner = owner;
+                return Ok(Done::Replaced);
+            }
+        }
+        let mut new = NodeUsage::new(&self.node, spec.clone());
+        new.metadata.owner_references = self.owner.clone().map(|owner| vec![owner]);
         let written = match known {
-            Some(mut known) => {
-                known.spec = spec.clone();
-                self.api.replace(&self.node, &PostParams::default(), &known).await?
+            Some(known) => {
+                new.metadata.resource_version = known.metadata.resource_version;
+                self.api.replace(&self.node, &PostParams::default(), &new).await?
             }
-            None => {
-                let owner = self.nodes.get(&self.node).await?.owner_ref(&());
-                if owner != self.owner {
-                    self.owner = owner;
-                    return Ok(Done::Replaced);
-                }
-                let mut new = NodeUsage::new(&self.node, spec.clone());
-                new.metadata.owner_references = self.owner.clone().map(|owner| vec![owner]);
-                self.api.create(&PostParams::default(), &new).await?
-            }
+            None => self.api.create(&PostParams::default(), &new).await?,
         };
         *object = Some(written);
         Ok(Done::Written(spec.clone()))
+    }
+
+    fn is_own(&self, object: &NodeUsage) -> bool {
+        let owner = self.owner.as_ref().map(|owner| &owner.uid);
+        object.metadata.owner_references.iter().flatten().any(|of| Some(&of.uid) == owner)
     }
 }

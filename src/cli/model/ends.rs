@@ -30,7 +30,7 @@ pub struct Place {
 impl Place {
     /// Whether a pod has it, on the pod network.
     fn is_pods(&self) -> bool {
-        self.target.as_ref().is_some_and(|target| target.kind == TargetKind::Pod)
+        self.target.as_ref().is_some_and(|target| target.kind == TargetKind::Pod && target.network.is_none())
     }
 }
 

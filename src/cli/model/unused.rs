@@ -69,7 +69,8 @@ pub fn silent_nodes(inventory: &Inventory, now: Timestamp) -> BTreeMap<String, O
     let Some(usages) = &inventory.usages else { return BTreeMap::new() };
     let told: BTreeMap<String, Timestamp> =
         usages.iter().map(|usage| (name_of(&usage.metadata).name, usage.spec.until.0)).collect();
-    let enforcing = inventory.reports.iter().map(|report| name_of(&report.metadata).name);
+    let enforcing = inventory.reports.iter().filter(|report| report.status.iter().any(|s| !s.groups.is_empty()));
+    let enforcing = enforcing.map(|report| name_of(&report.metadata).name);
     let untold = enforcing.filter(|node| !told.contains_key(node)).map(|node| (node, None));
     let silent = told.iter().filter(|(_, until)| now.duration_since(**until).unsigned_abs() > SILENT);
     silent.map(|(node, until)| (node.clone(), Some(*until))).chain(untold).collect()
@@ -196,6 +197,10 @@ mod tests {
             assert_eq!(unused(&inventory, None, 30, at(200)).len(), expected, "{told:?}");
             assert_eq!(silent(&inventory).len(), usize::from(told.is_none()));
         }
+        // One that has none has nothing to tell.
+        inventory.reports[0].status = None;
+        inventory.usages = Some(vec![n1]);
+        assert_eq!((unused(&inventory, None, 30, at(200)).len(), silent(&inventory).len()), (1, 0));
         inventory.usages = None;
         assert!(unused(&inventory, None, 30, at(200)).is_empty(), "who may not know says nothing");
     }

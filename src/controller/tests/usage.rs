@@ -50,7 +50,7 @@ impl Scene {
 
     /// A node tells something: how often the group is written, and what its status says then.
     fn tells(&mut self, node: &str, spec: NodeUsageSpec) -> (usize, Value) {
-        self.after(|world| world.cluster.set_usage(node, spec))
+        self.after(|world| world.cluster.set_usage(node, None, spec))
     }
 
     /// Something happens: how often the group is written, and what its status says then.
@@ -114,6 +114,28 @@ fn what_a_node_counted_outlives_it() {
     scene.world.cluster.usages.forget_departed();
     assert_eq!(scene.tells("n3", scene.spec(20, Some(DAY), 900, None)).0, 0, "nobody knows that node yet");
     assert_eq!(scene.after(|world| world.boot("n3", "172.30.0.3")), (1, json!([32, 12, DAY, 300])));
+}
+
+#[test]
+fn what_an_earlier_node_of_the_name_counted_is_not_counted_again() {
+    let mut scene = Scene::new();
+    let node = |uid: &str| serde_json::from_value(json!({ "metadata": { "name": "n3", "uid": uid } })).unwrap();
+    let told = |scene: &Scene, connections| scene.spec(connections, Some(600), 100, None);
+    let (five, six, twenty) = (told(&scene, 5), told(&scene, 6), told(&scene, 20));
+    let one = || Some("one".to_owned());
+    scene.after(|world| {
+        world.cluster.set_usage("n3", one(), five);
+        world.cluster.set_node("n3", Some(&node("one")));
+    });
+    assert_eq!(scene.said(), json!([5, 0, 600, 100]));
+    // It is back before anybody has cleared away what it had told.
+    scene.after(|world| {
+        world.cluster.set_node("n3", Some(&node("two")));
+        world.cluster.set_usage("n3", one(), six);
+    });
+    assert_eq!(scene.said(), json!([5, 5, 600, 100]));
+    scene.after(|world| world.cluster.set_usage("n3", Some("two".to_owned()), twenty));
+    assert_eq!(scene.said(), json!([25, 5, 600, 100]));
 }
 
 #[test]
