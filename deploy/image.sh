@@ -52,13 +52,13 @@ base_filesystem() {
 		say "making the base of Debian packages (once; a minute or two)"
 		mkdir -p "$cache"
 		scratch=$(mktemp -d "$cache/.new.XXXXXX")
-		mmdebstrap --quiet "${options[@]}" "$suite" "$scratch/rootfs.tar" >&2 || {
-			rm -rf "$scratch"
+		# shellcheck disable=SC2064 # Named now: by then there is no such variable. It is the subshell of whoever asks that exits.
+		trap "rm -rf '$scratch'" EXIT
+		mmdebstrap --quiet "${options[@]}" "$suite" "$scratch/rootfs.tar" >&2 ||
 			fail "mmdebstrap could not make the base; BASE=IMAGE uses an image instead"
-		}
 		chmod 755 "$scratch"
 		# Renamed when it is complete: an interrupted build leaves nothing that looks finished.
-		mv -T "$scratch" "$folder" 2>/dev/null || rm -rf "$scratch"
+		mv -T "$scratch" "$folder" 2>/dev/null || [[ -d $folder ]]
 	fi
 	echo "$folder"
 }

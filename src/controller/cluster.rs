@@ -44,6 +44,14 @@ pub struct Seen<S> {
     pub ours: S,
 }
 
+/// A node that there is.
+#[derive(Clone, PartialEq, Eq)]
+struct Standing {
+    boot: Option<String>,
+    /// Another node may have had the name.
+    uid: Option<String>,
+}
+
 /// See the module.
 #[derive(Default)]
 pub struct Cluster {
@@ -64,10 +72,8 @@ pub struct Cluster {
     slices: HashMap<NamespacedName, BTreeMap<String, Seen<SecurityGroupSliceSpec>>>,
     members: HashMap<NamespacedName, Membership>,
     targets: HashMap<NamespacedName, Membership>,
-    /// The boot of each node that there is.
-    nodes: HashMap<String, Option<String>>,
-    /// And its uid: another node may have had the name.
-    node_uids: HashMap<String, Option<String>>,
+    /// The nodes that there are.
+    nodes: HashMap<String, Standing>,
     /// The remotes of each group, as of the last look: when they change, the old ones are concerned too.
     remotes: HashMap<NamespacedName, BTreeSet<NamespacedName>>,
     deleting: BTreeSet<NamespacedName>,
@@ -210,22 +216,19 @@ impl Cluster {
         let status = node.and_then(|n| n.status.as_ref());
         let addresses = node.map(addresses_of).unwrap_or_default();
         let boot = status.and_then(|s| s.node_info.as_ref()).map(|i| i.boot_id.clone());
-        let known = match node {
-            Some(_) => self.nodes.insert(name.to_owned(), boot.clone()),
+        let now = node.map(|n| Standing { boot, uid: n.metadata.uid.clone() });
+        let before = match now.clone() {
+            Some(now) => self.nodes.insert(name.to_owned(), now),
             None => self.nodes.remove(name),
         };
-        if known != node.map(|_| boot) {
+        let (was, is) = (before.as_ref(), now.as_ref());
+        if was.map(|n| &n.boot) != is.map(|n| &n.boot) {
             self.standing_changed(name);
         }
-        let uid = node.map(|n| n.metadata.uid.clone());
-        let before = match uid.clone() {
-            Some(uid) => self.node_uids.insert(name.to_owned(), uid),
-            None => self.node_uids.remove(name),
-        };
-        if before.is_some() && before != uid {
+        if was.is_some() && was.map(|n| &n.uid) != is.map(|n| &n.uid) {
             self.count(name, None);
         }
-        if let Some(usage) = uid.and_then(|uid| self.usages.take_early(name, uid.as_deref())) {
+        if let Some(usage) = is.and_then(|is| self.usages.take_early(name, is.uid.as_deref())) {
             self.count(name, Some(usage));
         }
         let changes = self.index.set_node_addresses(name, addresses);
@@ -239,7 +242,7 @@ impl Cluster {
 
     /// The boot of a node; `None`: there is no such node.
     pub fn boot_of(&self, node: &str) -> Option<Option<&str>> {
-        self.nodes.get(node).map(Option::as_deref)
+        self.nodes.get(node).map(|node| node.boot.as_deref())
     }
 
     /// Takes in the report of a node, `None` if there is none any more.
@@ -273,7 +276,7 @@ impl Cluster {
     /// Takes in what a node of this name and uid counts. What it does not tell any more, as somebody deleted it, it will tell
     /// again.
     pub fn set_usage(&mut self, node: &str, uid: Option<String>, usage: NodeUsageSpec) {
-        if self.node_uids.get(node) == Some(&uid) {
+        if self.nodes.get(node).is_some_and(|standing| standing.uid == uid) {
             self.count(node, Some(usage));
         } else {
             self.usages.set_early(node, uid, usage);

@@ -72,9 +72,8 @@ fn a_thousand_edits_lose_no_allowed_packet_pass_no_denied_one_and_leave_nothing(
         for address in to {
             // What a starved server has no time to read is thrown away: of datagrams, which are not sent again, there are fewer.
             for (protocol, port, interval) in [("tcp", "80", "10ms"), ("udp", "53", "25ms")] {
-                let mut stream = pods[from].probes().probe();
-                stream.args(["stream", protocol, address, port, "--interval", interval, "--duration", TRAFFIC]);
-                allowed.push((format!("{protocol} {from} → {address}"), Running::start(stream)));
+                let stream = ["stream", protocol, address, port, "--interval", interval, "--duration", TRAFFIC];
+                allowed.push((format!("{protocol} {from} → {address}"), start(&pods[from], &stream)));
             }
             denied.push(start(
                 &pods[from],
