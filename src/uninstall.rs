@@ -3,11 +3,14 @@
 //! The agents' own DaemonSet does it, so that it works with agents that do not: its pods are replaced by ones that remove
 //! everything from their node and are ready when they have.
 
+use crate::api::conditions::listed;
 use crate::api::{NodeEnforcement, NodeUsage};
+use crate::cni::PLUGIN;
+use crate::index::name_of;
 use crate::runtime::{Shutdown, chain};
 use anyhow::{Context, bail};
 use k8s_openapi::api::apps::v1::DaemonSet;
-use kube::api::{DeleteParams, ListParams, Patch, PatchParams};
+use kube::api::{ApiResource, DeleteParams, DynamicObject, GroupVersionKind, ListParams, Patch, PatchParams};
 use kube::{Api, Client, Resource};
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
@@ -35,6 +38,10 @@ pub struct Args {
 /// Runs until every node is done.
 pub async fn run(args: Args, client: Client, shutdown: Shutdown) -> anyhow::Result<()> {
     let Args { namespace, daemonset, timeout } = args;
+    let calling = networks_that_call_us(&client).await.context("cannot list NetworkAttachmentDefinitions")?;
+    if !calling.is_empty() {
+        bail!("without Ringfence no pod could start on these networks: take {PLUGIN} out of {}", listed(calling));
+    }
     let deadline = Instant::now() + Duration::from_secs(timeout);
     let agents: Api<DaemonSet> = Api::namespaced(client.clone(), &namespace);
     let patched = agents.patch(&daemonset, &PatchParams::default(), &Patch::Strategic(patch())).await;
@@ -68,6 +75,31 @@ pub async fn run(args: Args, client: Client, shutdown: Shutdown) -> anyhow::Resu
     delete_all::<NodeUsage>(&client).await.context("cannot delete what the nodes counted")?;
     tracing::info!("Ringfence is off every node");
     Ok(())
+}
+
+/// The NetworkAttachmentDefinitions that have our plugin among theirs. Nobody but their owner can take it out.
+async fn networks_that_call_us(client: &Client) -> kube::Result<Vec<String>> {
+    let resource =
+        ApiResource::from_gvk(&GroupVersionKind::gvk("k8s.cni.cncf.io", "v1", "NetworkAttachmentDefinition"));
+    let resource = ApiResource { plural: "network-attachment-definitions".to_owned(), ..resource };
+    let networks: Api<DynamicObject> = Api::all_with(client.clone(), &resource);
+    match networks.list(&ListParams::default()).await {
+        Ok(list) => Ok(list
+            .items
+            .iter()
+            .filter(|network| calls_us(&network.data))
+            .map(|network| name_of(&network.metadata).to_string())
+            .collect()),
+        // There are no such networks.
+        Err(kube::Error::Api(status)) if status.code == 404 => Ok(Vec::new()),
+        Err(error) => Err(error),
+    }
+}
+
+fn calls_us(network: &Value) -> bool {
+    let config = network["spec"]["config"].as_str().and_then(|config| serde_json::from_str::<Value>(config).ok());
+    let plugins = config.as_ref().and_then(|config| config["plugins"].as_array());
+    plugins.into_iter().flatten().any(|plugin| plugin["type"] == PLUGIN)
 }
 
 async fn delete_all<K>(client: &Client) -> kube::Result<()>
@@ -129,6 +161,14 @@ mod tests {
             "numberReady": ready, "currentNumberScheduled": wanted, "numberMisscheduled": 0,
         } }))
         .unwrap()
+    }
+
+    #[test]
+    fn networks_that_call_the_plugin_are_found() {
+        let network = |config: &str| json!({ "spec": { "config": config } });
+        let list = |kind: &str| network(&json!({ "plugins": [{ "type": "bridge" }, { "type": kind }] }).to_string());
+        assert!(calls_us(&list("ringfence-cni")));
+        assert!(!calls_us(&list("tuning")) && !calls_us(&network("?")) && !calls_us(&json!({ "spec": {} })));
     }
 
     #[test]

@@ -21,6 +21,9 @@ pub struct Attachment {
     pub container_id: String,
     /// The interface's name in the pod.
     pub interface: String,
+    /// The name of the CNI network, where it is another one than Kubernetes gives pods.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub network: Option<String>,
     /// The device on the node's side, where there is one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub device: Option<String>,
@@ -59,6 +62,8 @@ pub struct Attachments {
     records: BTreeMap<Key, Record>,
     sequence: u64,
     revision: u64,
+    /// Of the last change that concerned another network than the one of Kubernetes.
+    elsewhere: u64,
 }
 
 /// The part of the attachments that a ruleset takes into account.
@@ -66,7 +71,7 @@ pub struct Attachments {
 pub struct Settled {
     /// Everything that was told up to this revision.
     pub revision: u64,
-    /// The attachments whose pods are known, and so their groups.
+    /// The attachments whose pods and networks are known, and so their groups.
     pub attached: BTreeSet<Key>,
 }
 
@@ -82,7 +87,7 @@ impl Attachments {
     pub fn restore(records: impl IntoIterator<Item = Record>) -> Self {
         let records: BTreeMap<Key, Record> = records.into_iter().map(|r| (r.attachment.key(), r)).collect();
         let sequence = records.values().map(|r| r.sequence).max().unwrap_or_default();
-        Self { records, sequence, revision: 0 }
+        Self { records, sequence, revision: 0, elsewhere: 0 }
     }
 
     /// Takes in an attachment. An earlier one of the same pod and interface has ended, whether anybody said so or not.
@@ -100,9 +105,8 @@ impl Attachments {
             }
         }
         self.sequence += 1;
-        self.revision += 1;
-        self.records.insert(key, Record { attachment, sequence: self.sequence, released: false });
-        self.revision
+        self.records.insert(key.clone(), Record { attachment, sequence: self.sequence, released: false });
+        self.changed([key])
     }
 
     /// An attachment has ended. `described` is what the runtime says of it, for one that was made before there was a gate.
@@ -118,15 +122,33 @@ impl Attachments {
                 None => false,
             },
         };
-        self.revision += u64::from(known);
-        self.revision
+        self.changed(known.then(|| key.clone()))
     }
 
-    /// Every other attachment has ended.
-    pub fn keep_only(&mut self, valid: &BTreeSet<Key>) -> u64 {
-        let ended = self.records.iter_mut().filter(|(key, record)| !record.released && !valid.contains(key));
-        let ended = ended.map(|(_, record)| record.released = true).count();
-        self.revision += u64::from(ended > 0);
+    /// Every other attachment to this network has ended.
+    pub fn keep_only(&mut self, network: Option<&str>, valid: &BTreeSet<Key>) -> u64 {
+        let ended = self.records.iter_mut().filter(|(key, record)| {
+            !record.released && record.attachment.network.as_deref() == network && !valid.contains(key)
+        });
+        let ended: Vec<Key> = ended
+            .map(|(key, record)| {
+                record.released = true;
+                key.clone()
+            })
+            .collect();
+        self.changed(ended)
+    }
+
+    /// Something was told of these.
+    fn changed(&mut self, keys: impl IntoIterator<Item = Key>) -> u64 {
+        let mut networks =
+            keys.into_iter().filter_map(|key| Some(&self.records.get(&key)?.attachment.network)).peekable();
+        if networks.peek().is_some() {
+            self.revision += 1;
+            if networks.any(Option::is_some) {
+                self.elsewhere = self.revision;
+            }
+        }
         self.revision
     }
 
@@ -145,10 +167,30 @@ impl Attachments {
         self.live().any(|(_, record)| !is_known(index, &record.attachment))
     }
 
-    /// What a ruleset made of these and this index takes into account.
-    pub fn settled(&self, index: &Index) -> Settled {
-        let attached = self.live().filter(|(_, r)| is_known(index, &r.attachment)).map(|(key, _)| key.clone());
-        Settled { revision: self.revision, attached: attached.collect() }
+    /// What a ruleset takes into account that is made of these, of this index, and of what `is_on` says how pods are attached
+    /// to other networks than the one of Kubernetes, as was last looked at in this revision.
+    pub fn settled(&self, index: &Index, looked_at: u64, is_on: impl Fn(&Attachment) -> bool) -> Settled {
+        let known = self.live().filter(|(_, Record { attachment, .. })| {
+            is_known(index, attachment) && (attachment.network.is_none() || is_on(attachment))
+        });
+        let revision = if self.awaits_a_look(looked_at) { looked_at } else { self.revision };
+        Settled { revision, attached: known.map(|(key, _)| key.clone()).collect() }
+    }
+
+    /// Whether there is news of other networks than the one of Kubernetes since this revision.
+    pub fn awaits_a_look(&self, looked_at: u64) -> bool {
+        looked_at < self.elsewhere
+    }
+
+    /// Whether an attachment was given back.
+    pub fn has_ended(&self, attachment: &Attachment) -> bool {
+        self.records.get(&attachment.key()).is_some_and(|record| record.released)
+    }
+
+    /// Whether what was an interface of a pod was given back.
+    pub fn has_left(&self, pod: &Target, interface: &str) -> bool {
+        let mut own = self.of(pod).filter(|record| record.attachment.interface == interface).peekable();
+        own.peek().is_some() && own.all(|record| record.released)
     }
 
     /// Whether this is attached, with these addresses.
@@ -175,7 +217,7 @@ impl Attachments {
         pods.filter(|pod| !pod.host_network)
             .filter_map(|pod| {
                 let (mut now, mut given_back) = (pod.reported().clone(), BTreeSet::new());
-                for record in self.of(pod) {
+                for record in self.of(pod).filter(|record| record.attachment.network.is_none()) {
                     let addresses = if record.released { &mut given_back } else { &mut now };
                     addresses.extend(&record.attachment.addresses);
                 }
@@ -192,14 +234,24 @@ impl Attachments {
             .collect()
     }
 
-    /// The addresses that a pod has given back.
-    pub fn given_back<'a>(&'a self, pod: &'a Target) -> impl Iterator<Item = IpAddr> + 'a {
-        self.of(pod).filter(|record| record.released).flat_map(|record| record.attachment.addresses.iter().copied())
+    /// The addresses that a pod has given back on these interfaces, or if there are none on the network of Kubernetes.
+    pub fn given_back<'a>(
+        &'a self,
+        pod: &'a Target,
+        interfaces: &'a BTreeSet<&str>,
+    ) -> impl Iterator<Item = IpAddr> + 'a {
+        let on = move |Attachment { interface, network, .. }: &Attachment| match network {
+            None => interfaces.is_empty(),
+            Some(_) => interfaces.contains(interface.as_str()),
+        };
+        let given_back = self.of(pod).filter(move |record| record.released && on(&record.attachment));
+        given_back.flat_map(|record| record.attachment.addresses.iter().copied())
     }
 
-    /// The uid of the pod that an address was attached to last.
+    /// The uid of the pod that an address of the network of Kubernetes was attached to last.
     fn owners(&self) -> BTreeMap<IpAddr, &str> {
-        let mut live: Vec<&Record> = self.live().map(|(_, record)| record).collect();
+        let on = |record: &&Record| record.attachment.network.is_none();
+        let mut live: Vec<&Record> = self.live().map(|(_, record)| record).filter(on).collect();
         live.sort_by_key(|record| record.sequence);
         let pairs = live.into_iter().map(|r| &r.attachment);
         pairs.flat_map(|a| a.addresses.iter().map(|address| (*address, a.uid.as_str()))).collect()
@@ -219,8 +271,10 @@ impl Attachments {
     }
 }
 
+/// Whether its pod is known, and says what network this is.
 fn is_known(index: &Index, attachment: &Attachment) -> bool {
-    index.pod(&attachment.pod).is_some_and(|pod| pod.uid == attachment.uid)
+    let pod = index.pod(&attachment.pod).filter(|pod| pod.uid == attachment.uid);
+    pod.is_some_and(|pod| attachment.network.is_none() || pod.networks.contains_key(&attachment.interface))
 }
 
 #[cfg(test)]
@@ -240,6 +294,7 @@ mod tests {
             uid: format!("uid-{pod}"),
             container_id: container.into(),
             interface: "eth0".into(),
+            network: None,
             device: Some(format!("veth-{container}")),
             mac: None,
             addresses: ips(addresses),
@@ -260,6 +315,10 @@ mod tests {
             index.update(Update::Target(pod.keep()));
         }
         index
+    }
+
+    fn settled(attachments: &Attachments, index: &Index) -> Settled {
+        attachments.settled(index, 0, |_| false)
     }
 
     fn differing(attachments: &Attachments, index: &Index) -> Vec<(String, BTreeSet<IpAddr>)> {
@@ -299,6 +358,37 @@ mod tests {
         attachments.attach(a.clone());
         attachments.release(&a.key(), None);
         assert_eq!(differing(&attachments, &index(&[("a", &[])])), [("a".into(), ips(&[]))]);
+    }
+
+    #[test]
+    fn on_another_network_it_is_no_address_of_the_pods_status() {
+        let mut attachments = Attachments::default();
+        let elsewhere = |pod: &str, network: &str, address: &str| Attachment {
+            interface: "net1".into(),
+            network: Some(network.into()),
+            ..attachment(pod, &format!("c-{pod}"), &[address])
+        };
+        attachments.attach(attachment("a", "c-a", &["10.0.0.1"]));
+        attachments.attach(elsewhere("a", "storage", "10.30.0.1"));
+        // Whoever has the same address there takes nothing from who has it here.
+        attachments.attach(elsewhere("b", "backup", "10.0.0.1"));
+        let shown = index(&[("a", &["10.0.0.1"]), ("b", &[])]);
+        assert!(differing(&attachments, &shown).is_empty());
+        // Each network's runtime says of its own what there is.
+        attachments.keep_only(None, &[attachment("a", "c-a", &[]).key()].into());
+        attachments.keep_only(Some("storage"), &BTreeSet::new());
+        let live: Vec<_> = attachments.attached().map(|a| (&*a.pod.name, a.network.as_deref())).collect();
+        assert_eq!(live, [("a", None), ("b", Some("backup"))]);
+        assert!(differing(&attachments, &shown).is_empty());
+        let pod = shown.pod(&NamespacedName::new("shop", "a")).unwrap();
+        let given_back =
+            |interfaces: &[&str]| attachments.given_back(pod, &interfaces.iter().copied().collect()).count();
+        assert_eq!((given_back(&[]), given_back(&["net1"]), given_back(&["net2"])), (0, 1, 0));
+        assert!(
+            attachments.has_left(pod, "net1")
+                && !attachments.has_left(pod, "eth0")
+                && !attachments.has_left(pod, "net2")
+        );
     }
 
     #[test]
@@ -342,7 +432,7 @@ mod tests {
         for (pod, container) in [("a", "c1"), ("b", "c2"), ("c", "c3")] {
             attachments.attach(attachment(pod, container, &[]));
         }
-        attachments.keep_only(&[attachment("c", "c3", &[]).key()].into());
+        attachments.keep_only(None, &[attachment("c", "c3", &[]).key()].into());
         attachments.forget_gone(&index(&[("a", &[])]));
         let known: Vec<_> = attachments.records().values().map(|r| (&*r.attachment.container_id, r.released)).collect();
         assert_eq!(known, [("c1", true), ("c3", false)]);
@@ -356,12 +446,12 @@ mod tests {
         assert_eq!(attachments.attach(a.clone()), 2, "nothing new");
         let some = index(&[("a", &[])]);
         assert!(attachments.awaits_a_pod(&some));
-        assert_eq!(attachments.settled(&some), Settled { revision: 2, attached: [a.key()].into() });
+        assert_eq!(settled(&attachments, &some), Settled { revision: 2, attached: [a.key()].into() });
         let all = index(&[("a", &[]), ("b", &[])]);
         assert!(!attachments.awaits_a_pod(&all));
-        assert_eq!(attachments.settled(&all).attached.len(), 2);
+        assert_eq!(settled(&attachments, &all).attached.len(), 2);
         attachments.release(&b.key(), None);
-        assert_eq!(attachments.settled(&all), Settled { revision: 3, attached: [a.key()].into() });
+        assert_eq!(settled(&attachments, &all), Settled { revision: 3, attached: [a.key()].into() });
         assert!(attachments.has(&a) && !attachments.has(&b));
         assert!(!attachments.has(&attachment("a", "c1", &["10.0.0.1"])));
     }

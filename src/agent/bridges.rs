@@ -186,10 +186,10 @@ fn of_pods<'a>(index: &Index, attachments: &'a [Attachment]) -> BTreeSet<&'a str
     let latest: BTreeMap<&str, &Attachment> =
         attachments.iter().filter_map(|attachment| Some((attachment.device.as_deref()?, attachment))).collect();
     let guarded = latest.into_iter().filter(|(_, attachment)| {
-        let Attachment { pod, uid, container_id: _, interface, device: _, mac: _, addresses } = attachment;
+        let Attachment { pod, uid, container_id: _, interface, network: _, device: _, mac: _, addresses } = attachment;
         let Some(pod) = index.pod(pod) else { return false };
         match pod.networks.get(interface).filter(|_| pod.uid == *uid) {
-            Some(network) => is_guarded(index, &TargetName { network: Some(network.clone()), ..pod.key() }),
+            Some(on) => is_guarded(index, &TargetName { network: Some(on.network.clone()), ..pod.key() }),
             // On the interface that the pod's status speaks of.
             None => !pod.claimed().is_disjoint(addresses) && is_guarded(index, &pod.key()),
         }

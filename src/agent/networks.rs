@@ -7,7 +7,7 @@ use super::attachments::Attachment;
 use super::bridges::FILTER_BRIDGES;
 use super::declared::{CLOSED, Nature};
 use crate::api::AttachmentState;
-use crate::index::{self, Target};
+use crate::index::{self, OnNetwork, Target};
 use crate::policy::NamespacedName;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -21,6 +21,17 @@ pub struct Attached {
     pub message: String,
     /// Its addresses there, if rules reach it.
     pub addresses: BTreeSet<IpAddr>,
+}
+
+impl Attached {
+    /// Whether this is said of an attachment, too, and not only of earlier ones.
+    pub fn takes_in(&self, attachment: &Attachment) -> bool {
+        match self.state {
+            AttachmentState::Guarded | AttachmentState::Closed => attachment.addresses.is_subset(&self.addresses),
+            AttachmentState::Bypassing | AttachmentState::AddressUnknown => true,
+            AttachmentState::NotFound | AttachmentState::Unknown => false,
+        }
+    }
 }
 
 /// A pod's networks.
@@ -42,20 +53,27 @@ impl PodNetworks {
     }
 }
 
-/// The networks of these pods, which these devices lead to. Of attachments of one interface the last counts. `closes` tells of
-/// a device whether it passes nothing that its bridge does not hand to the rules.
+/// The networks of these pods, which these devices lead to. Of attachments of one interface the last counts. `has_left` tells of
+/// an interface whether it is on its network no more, and `closes` of a device whether it passes nothing that its bridge does
+/// not hand to the rules.
 pub fn of_pods<'a>(
     pods: impl Iterator<Item = &'a Target>,
     attachments: &[Attachment],
     devices: &BTreeMap<String, Nature>,
+    has_left: impl Fn(&Target, &str) -> bool,
     closes: impl Fn(&str) -> bool,
 ) -> BTreeMap<NamespacedName, PodNetworks> {
     let mut found = BTreeMap::new();
     for pod in pods.filter(|pod| !pod.networks.is_empty()) {
         let mut networks: BTreeMap<NamespacedName, Attached> = BTreeMap::new();
-        for (interface, network) in &pod.networks {
+        for (interface, OnNetwork { network, attached }) in &pod.networks {
             let own = |a: &&Attachment| a.pod == pod.name && a.uid == pod.uid && a.interface == *interface;
-            let attached = look_at(interface, attachments.iter().rev().find(own), devices, &closes);
+            let attachment = attachments.iter().rev().find(own);
+            // What is not there passes nothing.
+            if attachment.is_none() && (!attached || has_left(pod, interface)) {
+                continue;
+            }
+            let attached = look_at(interface, attachment, devices, &closes);
             match networks.get_mut(network) {
                 // Twice on one network: what is worse of one is said of it there, and rules know the addresses of both.
                 Some(other) if is_reached(other.state) && is_reached(attached.state) => {
@@ -133,6 +151,7 @@ mod tests {
             container_id: "c".into(),
             interface: interface.into(),
             device: device.map(str::to_owned),
+            network: None,
             mac: None,
             addresses: addresses.iter().map(|a| a.parse().unwrap()).collect(),
         }
@@ -144,7 +163,10 @@ mod tests {
             .iter()
             .map(|(interface, network)| json!({"name": network, "interface": interface, "ips": ["10.9.9.9"]}))
             .collect();
-        let annotations = json!({"k8s.v1.cni.cncf.io/network-status": json!(status).to_string()});
+        of(json!({"k8s.v1.cni.cncf.io/network-status": json!(status).to_string()}), attachments)
+    }
+
+    fn of(annotations: serde_json::Value, attachments: &[Attachment]) -> Vec<(String, AttachmentState, usize)> {
         let pod: k8s_openapi::api::core::v1::Pod = serde_json::from_value(json!({
             "metadata": {"namespace": "shop", "name": "db", "uid": "uid", "annotations": annotations},
             "spec": {"nodeName": "n1", "containers": []},
@@ -158,7 +180,8 @@ mod tests {
         ];
         let devices = devices.map(|(name, bridged)| (name.to_owned(), Nature { bridged, ..Nature::default() })).into();
         let closes = |device: &str| device == "veth4";
-        let found = of_pods([&pod.keep()].into_iter(), attachments, &devices, closes);
+        let found =
+            of_pods([&pod.keep()].into_iter(), attachments, &devices, |_, interface| interface == "left", closes);
         let networks = found.into_values().flat_map(|pod| pod.networks);
         networks.map(|(network, a)| (network.to_string(), a.state, a.addresses.len())).collect()
     }
@@ -188,6 +211,15 @@ mod tests {
         assert_eq!(one(&[attachment("net1", Some("veth1"), &[])]), (AddressUnknown, 0));
         let again = [attachment("net1", Some("veth1"), &["10.30.0.1"]), attachment("net1", None, &["10.30.0.1"])];
         assert_eq!(one(&again), (Bypassing, 0), "the last counts");
+    }
+
+    #[test]
+    fn of_what_is_not_there_nothing_is_said() {
+        let attachments = [attachment("net1", Some("veth1"), &["10.30.0.1"])];
+        assert_eq!(how(&[("left", "storage")], &attachments), [], "it was given back");
+        let asks = json!({"k8s.v1.cni.cncf.io/networks": "storage,backup"});
+        let found = of(asks, &attachments);
+        assert_eq!(found, [("shop/storage".to_owned(), AttachmentState::Guarded, 1)], "and one is to come");
     }
 
     #[test]

@@ -132,10 +132,11 @@ impl OwnAddresses {
         let mut attachments = self.cache.read(&links);
         // The gate knows best, so it comes last.
         attachments.extend(self.state.lock().attachments.attached().cloned());
-        self.look_at_networks(&attachments, &links);
+        // Not settled yet: closing a bridge may change it.
+        self.look_at_networks(&attachments, &links, None);
         if !self.enabled {
             let (_, mut interfaces) = self.declared(&links, &Devices::new());
-            let closing = self.close_bridges(&attachments, &links, &mut interfaces, reason).await;
+            let closing = self.close_bridges(&attachments, &links, &mut interfaces, reason, revision).await;
             self.kernel.remove().await?;
             let why = "anti-spoofing is switched off";
             interfaces.iter_mut().for_each(|interface| interface.not_watched(why));
@@ -154,7 +155,7 @@ impl OwnAddresses {
             desired(attachments.iter().cloned(), &links, residents)
         };
         let (declared, mut interfaces) = self.declared(&links, &devices);
-        let closing = self.close_bridges(&attachments, &links, &mut interfaces, reason).await;
+        let closing = self.close_bridges(&attachments, &links, &mut interfaces, reason, revision).await;
         let of_pods = devices.len();
         let devices = devices.into_iter().chain(declared).collect();
         let mut watched = Watched { tunnels: self.tunnels.clone(), devices };
@@ -201,6 +202,7 @@ impl OwnAddresses {
         links: &Links,
         interfaces: &mut [Settled],
         reason: Reason,
+        revision: u64,
     ) -> Result<(), NftError> {
         let guarded = Guarded::find(&self.state.lock().index, attachments, interfaces, links);
         let outcome = self.bridges.close(&guarded, reason == Reason::Periodic).await;
@@ -209,7 +211,7 @@ impl OwnAddresses {
             self.told.dirty.notify();
         }
         interfaces.iter_mut().filter(|settled| self.bridges.closes(&settled.declared)).for_each(Settled::closed);
-        self.look_at_networks(attachments, links);
+        self.look_at_networks(attachments, links, Some(revision));
         if let Some(damage) = outcome? {
             self.announcer.repaired(damage);
         }
@@ -230,16 +232,25 @@ impl OwnAddresses {
         refused
     }
 
-    /// Says how pods are attached to secondary networks, for rules to be made of it.
-    fn look_at_networks(&self, attachments: &[Attachment], links: &Links) {
-        let pods: Vec<Target> =
-            self.state.lock().index.pods().filter(|pod| !pod.networks.is_empty()).cloned().collect();
-        let concerned = attachments.iter().filter(|attachment| pods.iter().any(|pod| pod.name == attachment.pod));
-        let devices = concerned.filter_map(|attachment| attachment.device.as_deref());
+    /// Says how pods are attached to secondary networks, for rules to be made of it; of which revision of the attachments, if
+    /// that is how it stays.
+    fn look_at_networks(&self, attachments: &[Attachment], links: &Links, revision: Option<u64>) {
+        let (pods, attachments): (Vec<Target>, Vec<Attachment>) = {
+            let state = self.state.lock();
+            let pods: Vec<Target> = state.index.pods().filter(|pod| !pod.networks.is_empty()).cloned().collect();
+            let concerned = attachments.iter().filter(|attachment| pods.iter().any(|pod| pod.name == attachment.pod));
+            // The runtime remembers an attachment until its device is gone, and whoever gives it back tells us before.
+            let there = concerned.filter(|attachment| !state.attachments.has_ended(attachment)).cloned().collect();
+            (pods, there)
+        };
+        let devices = attachments.iter().filter_map(|attachment| attachment.device.as_deref());
         let devices: Vec<&str> = devices.filter(|device| links.contains_key(*device)).collect();
         let devices = if devices.is_empty() { BTreeMap::new() } else { Nature::read(devices.into_iter()) };
         let closes = |device: &str| self.bridges.closes(device);
-        if self.state.lock().set_networks(networks::of_pods(pods.iter(), attachments, &devices, closes)) {
+        let mut state = self.state.lock();
+        let has_left = |pod: &Target, interface: &str| state.attachments.has_left(pod, interface);
+        let networks = networks::of_pods(pods.iter(), &attachments, &devices, has_left, closes);
+        if state.set_networks(revision, networks) {
             self.told.dirty.notify();
         }
         self.told.networks.set_ready(true);
@@ -319,7 +330,8 @@ fn desired<'a>(
     let mut desired = Desired::default();
     let mut watched: BTreeSet<(NamespacedName, IpAddr)> = BTreeSet::new();
     for (name, attachment) in latest {
-        let Attachment { pod, uid: _, container_id: _, interface, device: _, mac, mut addresses } = attachment;
+        let Attachment { pod, uid: _, container_id: _, interface, network: _, device: _, mac, mut addresses } =
+            attachment;
         if addresses.is_empty() {
             // Closing a network because it gives no addresses would break what nobody asked Ringfence to guard.
             desired.unknown.push(format!("{pod} has no known address on {interface}, so it may use any there"));
@@ -372,6 +384,7 @@ mod tests {
             uid: String::new(),
             container_id: String::new(),
             interface: "eth0".into(),
+            network: None,
             device: device.map(str::to_owned),
             mac: Some("02:00:00:00:00:01".into()),
             addresses: addresses.iter().map(|a| a.parse().unwrap()).collect(),

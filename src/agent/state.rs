@@ -11,7 +11,7 @@ use crate::api::{
     AttachmentState, EnforcedBinding, EnforcedGroup, EnforcedRemote, EnforcementFailure, PodAttachment,
     ReportedAttachment,
 };
-use crate::index::{AddressDigest, Index, RemoteMembers, Target, TargetKind, TargetName, Update};
+use crate::index::{AddressDigest, Index, OnNetwork, RemoteMembers, Target, TargetKind, TargetName, Update};
 use crate::nft::{Profile, Ruleset, compile};
 use crate::policy::{Interface, NamespacedName};
 use std::collections::{BTreeMap, BTreeSet};
@@ -72,6 +72,8 @@ pub struct State {
     /// What bridges do not hand to the rules does not pass.
     pub bridges_are_closed: bool,
     networks: BTreeMap<NamespacedName, PodNetworks>,
+    /// The revision of the attachments that they are of.
+    networks_revision: u64,
     /// Revisions that the kernel refused.
     pub held_back: BTreeMap<NamespacedName, HeldBack>,
     /// See [`Ruleset::told`].
@@ -135,6 +137,7 @@ impl State {
             gate: Gate::default(),
             bridges_are_closed: false,
             networks: BTreeMap::new(),
+            networks_revision: 0,
             held_back: BTreeMap::new(),
             told: None,
             node_addresses,
@@ -148,10 +151,13 @@ impl State {
         !self.index.update(update).is_empty() || waiting
     }
 
-    /// Takes in how all pods are attached to secondary networks; tells whether that is news.
-    pub fn set_networks(&mut self, networks: BTreeMap<NamespacedName, PodNetworks>) -> bool {
+    /// Takes in how all pods are attached to secondary networks, and up to which revision of the attachments that is settled,
+    /// if it is; tells whether there is news, or somebody waits for it.
+    pub fn set_networks(&mut self, revision: Option<u64>, networks: BTreeMap<NamespacedName, PodNetworks>) -> bool {
+        let settled = revision.unwrap_or(self.networks_revision);
+        let before = std::mem::replace(&mut self.networks_revision, settled);
         if self.networks == networks {
-            return false;
+            return before < settled && self.attachments.awaits_a_look(before);
         }
         let before = std::mem::replace(&mut self.networks, networks);
         for (pod, PodNetworks { node, .. }) in before.iter().filter(|(pod, _)| !self.networks.contains_key(*pod)) {
@@ -198,8 +204,13 @@ impl State {
                 }
             }
             match &target.network {
-                None => given_back.extend(self.attachments.given_back(target)),
-                Some(network) => desired.report.networks.push(self.attachment(target, network)),
+                None => given_back.extend(self.attachments.given_back(target, &BTreeSet::new())),
+                Some(network) => {
+                    let interfaces =
+                        self.interfaces(target, network).map(|(interface, _)| interface.as_str()).collect();
+                    given_back.extend(self.attachments.given_back(target, &interfaces));
+                    desired.report.networks.extend(self.attachment(target, network));
+                }
             }
             let names = attached.iter().map(|group| (*group).clone()).collect();
             let guarding = profiles.entry(attached).or_insert_with_key(|groups| self.profile(groups, &revisions));
@@ -288,14 +299,26 @@ impl State {
         desired
     }
 
-    /// How a pod is attached to a secondary network, for the report.
-    fn attachment(&self, target: &Target, network: &NamespacedName) -> ReportedAttachment {
-        let known = self.networks.get(&target.name).filter(|pod| pod.uid == target.uid);
-        let (state, message) = match known.and_then(|pod| pod.networks.get(network)) {
-            Some(attached) => (attached.state, attached.message.clone()),
-            None => (AttachmentState::NotFound, "it was not looked at yet".to_owned()),
+    /// A pod's interfaces on a secondary network.
+    fn interfaces<'a>(
+        &'a self,
+        pod: &Target,
+        network: &'a NamespacedName,
+    ) -> impl Iterator<Item = (&'a String, &'a OnNetwork)> + use<'a> {
+        let all = self.index.pod(&pod.name).into_iter().flat_map(|pod| &pod.networks);
+        all.filter(move |(_, on)| on.network == *network)
+    }
+
+    /// How a pod is attached to a secondary network, for the report; `None`: it is not.
+    fn attachment(&self, target: &Target, network: &NamespacedName) -> Option<ReportedAttachment> {
+        let (state, message) = match self.networks.get(&target.name).filter(|pod| pod.uid == target.uid) {
+            Some(pod) => pod.networks.get(network).map(|attached| (attached.state, attached.message.clone()))?,
+            None if self.interfaces(target, network).any(|(_, on)| on.attached) => {
+                (AttachmentState::NotFound, "it was not looked at yet".to_owned())
+            }
+            None => return None,
         };
-        ReportedAttachment {
+        let attachment = ReportedAttachment {
             namespace: target.name.namespace.clone(),
             name: target.name.name.clone(),
             uid: target.uid.clone(),
@@ -303,7 +326,8 @@ impl State {
             state,
             message,
             addresses: target.claimed().iter().copied().collect(),
-        }
+        };
+        Some(attachment)
     }
 
     /// Whether an address that somebody else claims is a pod's.
@@ -329,7 +353,13 @@ impl State {
 
     /// The attachments that a ruleset made now would take into account.
     pub fn settled(&self) -> Settled {
-        self.attachments.settled(&self.index)
+        self.attachments.settled(&self.index, self.networks_revision, |attachment| {
+            let on = self.index.pod(&attachment.pod).and_then(|pod| pod.networks.get(&attachment.interface));
+            let known = self.networks.get(&attachment.pod).filter(|pod| pod.uid == attachment.uid);
+            on.zip(known)
+                .and_then(|(on, known)| known.networks.get(&on.network))
+                .is_some_and(|on| on.takes_in(attachment))
+        })
     }
 
     /// Tells the index where attachments know better than the status of pods.

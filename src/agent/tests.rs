@@ -1,9 +1,11 @@
 //! What a node is to enforce, from what its watches have seen.
 
+use super::attachments::Attachment;
 use super::check::find_refused;
 use super::committed::Revision;
+use super::networks::{Attached, PodNetworks};
 use super::state::{Desired, HeldBack, State};
-use crate::api::{SecurityGroup, SecurityGroupBinding, SecurityGroupSlice};
+use crate::api::{AttachmentState, SecurityGroup, SecurityGroupBinding, SecurityGroupSlice};
 use crate::index::{AddressDigest, Indexed, TargetName, Update};
 use crate::nft::{Guard, Name, View, compile};
 use crate::policy::{Family, Interface, NamespacedName};
@@ -114,6 +116,66 @@ fn guards(desired: &Desired) -> Vec<String> {
 fn set(desired: &Desired, group: &str) -> Vec<String> {
     let (_, addresses) = &desired.ruleset.groups[&Name::group_set(&name(group), Family::V4)];
     addresses.iter().map(ToString::to_string).collect()
+}
+
+/// How a pod is attached to a network, as a look at the node tells.
+fn attached(uid: &str, addresses: &[&str]) -> BTreeMap<NamespacedName, PodNetworks> {
+    let state = AttachmentState::Guarded;
+    let on = Attached { state, message: String::new(), addresses: addresses.iter().map(|a| ip(a)).collect() };
+    let networks = [(name("storage"), on)].into();
+    [(name("db"), PodNetworks { node: "n1".into(), uid: uid.into(), networks })].into()
+}
+
+#[test]
+fn s7_s10_on_another_network_a_pod_waits_until_it_was_looked_at_and_leaves_when_it_was() {
+    let mut state = state();
+    state.group("a", 1, &[]);
+    let mut binding = mk_binding("x", &["a"], "db");
+    binding.spec.networks = Some(vec!["storage".into()]);
+    state.index.update(Update::Binding(binding.keep()));
+    let attachment = Attachment {
+        pod: name("db"),
+        uid: "u".into(),
+        container_id: "c".into(),
+        interface: "net1".into(),
+        network: Some("storage".into()),
+        device: Some("veth1".into()),
+        mac: None,
+        addresses: [ip("10.30.0.1")].into(),
+    };
+    let revision = state.attachments.attach(attachment.clone());
+    let waits = |state: &mut State| {
+        let settled = state.desired().settled;
+        settled.revision < revision || !settled.attached.contains(&attachment.key())
+    };
+    let mut pod = mk_pod("db", "db", &["10.0.0.1"]);
+    pod.metadata.uid = Some("u".into());
+    let asks = |pod: &Pod, networks: &str| {
+        let mut pod = pod.clone();
+        pod.metadata.annotations = Some([("k8s.v1.cni.cncf.io/networks".to_owned(), networks.to_owned())].into());
+        Update::Target(pod.keep())
+    };
+    assert!(waits(&mut state), "nobody knows the pod");
+    // A look at what is known of other pods is none at this one.
+    assert!(state.set_networks(Some(revision), attached("another", &["10.30.0.9"])));
+    assert!(state.update(asks(&pod, "backup@net2")) && waits(&mut state), "nobody knows which network it is");
+    assert!(state.update(asks(&pod, "storage")) && waits(&mut state), "it was not looked at since");
+    assert!(state.desired().report.networks.is_empty(), "and nothing is said of what may not be there");
+    assert!(state.set_networks(None, attached("u", &["10.30.0.1"])));
+    assert!(!waits(&mut state), "with these addresses it is guarded");
+    assert_eq!(guards(&state.desired()), ["10.30.0.1"]);
+    assert_eq!(state.desired().report.networks.len(), 1);
+
+    // The address goes before the interface does, and is closed until the pod is gone.
+    let revision = state.attachments.release(&attachment.key(), None);
+    assert!(state.desired().settled.revision < revision, "not looked at since");
+    assert!(!state.set_networks(None, attached("u", &["10.30.0.1"])), "a look that settles nothing is no news");
+    assert!(state.set_networks(Some(revision), attached("u", &[])));
+    let desired = state.desired();
+    assert_eq!(desired.settled.revision, revision);
+    assert_eq!(desired.ruleset.guards[&ip("10.30.0.1")], closed());
+    // Another look at what is as it was wakes nobody.
+    assert!(!state.set_networks(Some(revision), attached("u", &[])));
 }
 
 #[test]

@@ -4,7 +4,7 @@ use super::{Error, code};
 use crate::agent::attachments::Key;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 /// The versions of CNI that this plugin speaks, oldest first. Before 0.3.0 there were no chains.
@@ -12,6 +12,13 @@ pub const VERSIONS: [&str; 5] = ["0.3.0", "0.3.1", "0.4.0", "1.0.0", "1.1.0"];
 
 /// So much earlier than the plugin the agent gives up, so that its explanation still arrives.
 const HEAD_START: Duration = Duration::from_millis(300);
+
+/// The agent's own folder on the node, unless it is told another one.
+pub const RUN_DIR: &str = "/run/ringfence";
+/// Where it listens there.
+pub const SOCKET: &str = "agent.sock";
+/// How long a pod waits, unless something else is said.
+pub const TIMEOUT_SECONDS: u64 = 10;
 
 /// Whether a pod starts when the agent has not said that its rules are in the kernel.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
@@ -24,13 +31,16 @@ pub enum OnTimeout {
     Open,
 }
 
-/// What the agent writes into the network's configuration.
+/// What the agent writes into the configuration of the pods' own network. That of any other network says no more than the
+/// plugin's type.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Entry {
     /// [`super::PLUGIN`].
     #[serde(rename = "type")]
     pub plugin: &'static str,
+    /// True: this is the network that Kubernetes gives pods.
+    pub primary: bool,
     /// Where the agent listens.
     pub socket: PathBuf,
     /// How long a pod waits.
@@ -43,6 +53,8 @@ pub struct Entry {
 #[derive(Debug)]
 pub(super) struct Config {
     pub(super) version: String,
+    /// The name of the configuration, unless it is that of the network that Kubernetes gives pods.
+    pub(super) network: Option<String>,
     pub(super) socket: PathBuf,
     pub(super) timeout: Duration,
     pub(super) on_timeout: OnTimeout,
@@ -53,12 +65,27 @@ pub(super) struct Config {
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
 struct Written {
+    #[serde(default)]
+    name: String,
+    #[serde(default)]
+    primary: bool,
+    #[serde(default = "default_socket")]
     socket: PathBuf,
+    #[serde(default = "default_timeout")]
     timeout_seconds: u64,
+    #[serde(default)]
     on_timeout: OnTimeout,
     prev_result: Option<Value>,
     #[serde(rename = "cni.dev/valid-attachments")]
     valid_attachments: Option<Vec<ValidAttachment>>,
+}
+
+fn default_socket() -> PathBuf {
+    Path::new(RUN_DIR).join(SOCKET)
+}
+
+fn default_timeout() -> u64 {
+    TIMEOUT_SECONDS
 }
 
 #[derive(Deserialize)]
@@ -77,11 +104,12 @@ impl Config {
             let known = VERSIONS.join(", ");
             return Err(Error::new(code::INCOMPATIBLE_VERSION, format!("cniVersion {version:?} is none of {known}")));
         }
-        let Written { socket, timeout_seconds, on_timeout, prev_result, valid_attachments } =
+        let Written { name, primary, socket, timeout_seconds, on_timeout, prev_result, valid_attachments } =
             serde_json::from_str(input).map_err(|error| Error::new(code::INVALID_CONFIG, error.to_string()))?;
         let key = |a: ValidAttachment| Key { container_id: a.container_id, interface: a.ifname };
         Ok(Self {
             version,
+            network: (!primary).then_some(name),
             socket,
             timeout: Duration::from_secs(timeout_seconds),
             on_timeout,

@@ -28,8 +28,11 @@ pub enum Request {
         /// As the runtime knows it.
         attachment: Attachment,
     },
-    /// These are all there are.
+    /// On this network these are all there are.
     Collect {
+        /// See [`Attachment::network`].
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        network: Option<String>,
         /// The interfaces that the runtime knows.
         valid: Vec<Key>,
     },

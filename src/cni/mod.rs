@@ -137,7 +137,7 @@ impl Call<'_> {
         let valid = self.config.valid_attachments.clone().ok_or_else(|| {
             Error::new(code::INVALID_CONFIG, "cni.dev/valid-attachments is missing: nothing is forgotten")
         })?;
-        self.ask(Request::Collect { valid }, code::TRY_AGAIN_LATER)
+        self.ask(Request::Collect { network: self.config.network.clone(), valid }, code::TRY_AGAIN_LATER)
     }
 
     fn status(self) -> Result<(), Error> {
@@ -175,6 +175,7 @@ impl Call<'_> {
             device: result.device(&interface).map(str::to_owned),
             mac: result.mac(&interface).map(str::to_owned),
             interface,
+            network: self.config.network.clone(),
             addresses,
         })
     }

@@ -62,7 +62,7 @@ fn result(version: &str) -> Value {
 
 fn config(version: &str, socket: &std::path::Path, extra: Value) -> String {
     let mut config = json!({
-        "cniVersion": version, "name": "pods", "type": PLUGIN, "socket": socket, "timeoutSeconds": 1,
+        "cniVersion": version, "name": "pods", "type": PLUGIN, "primary": true, "socket": socket, "timeoutSeconds": 1,
         "onTimeout": "closed", "unknown": { "key": 1 },
     });
     config.as_object_mut().unwrap().extend(extra.as_object().unwrap().clone());
@@ -99,6 +99,7 @@ fn attachment() -> Attachment {
         uid: "u1".into(),
         container_id: "c1".into(),
         interface: "eth0".into(),
+        network: None,
         device: Some("veth1".into()),
         mac: Some("02:00:00:00:00:03".into()),
         addresses: ["10.244.1.7".parse().unwrap(), "fd00::7".parse().unwrap()].into(),
@@ -203,13 +204,33 @@ fn check_gc_and_status_ask_once() {
     assert_eq!(run(environment("STATUS"), &gc), SILENT);
     let asked = agent.asked();
     assert_eq!(asked[0], Request::Check { attachment: attachment() });
-    assert_eq!(asked[2..], [Request::Collect { valid: vec![attachment().key()] }, Request::Status]);
+    assert_eq!(asked[2..], [Request::Collect { network: None, valid: vec![attachment().key()] }, Request::Status]);
 
     let nobody = socket("nobody");
     assert_eq!(failure(run(environment("STATUS"), &config("1.1.0", &nobody, json!({}))), "1.1.0").0, 50);
     assert_eq!(run(environment("STATUS"), &config("1.1.0", &nobody, json!({ "onTimeout": "open" }))), SILENT);
     // Nothing said is not "none": every attachment would end.
     assert_eq!(failure(run(environment("GC"), &config("1.1.0", &nobody, json!({}))), "1.1.0").0, 7);
+}
+
+#[test]
+fn on_another_network_no_more_than_the_type_is_said() {
+    let agent = Agent::new("elsewhere", vec![Answer::yes(), Answer::yes()]);
+    let config = |extra: Value| {
+        let mut config = json!({ "cniVersion": "1.1.0", "name": "storage", "type": PLUGIN, "socket": agent.socket });
+        config.as_object_mut().unwrap().extend(extra.as_object().unwrap().clone());
+        config.to_string()
+    };
+    assert_eq!(run(environment("ADD"), &config(json!({ "prevResult": result("1.1.0") }))), success(result("1.1.0")));
+    assert_eq!(run(environment("GC"), &config(json!({ "cni.dev/valid-attachments": [] }))), SILENT);
+    let network = Some("storage".to_owned());
+    let expected = [
+        Request::Add { attachment: Attachment { network: network.clone(), ..attachment() }, patience_millis: 9_700 },
+        Request::Collect { network, valid: vec![] },
+    ];
+    assert_eq!(agent.asked(), expected);
+    let bare = Config::parse(&json!({ "cniVersion": "1.1.0", "name": "storage" }).to_string()).unwrap();
+    assert_eq!((bare.socket, bare.on_timeout), (PathBuf::from("/run/ringfence/agent.sock"), OnTimeout::Closed));
 }
 
 #[test]

@@ -17,7 +17,7 @@ mod tests;
 pub use digest::AddressDigest;
 pub use feed::{Feed, Indexed, Update};
 pub use machines::{Machine, MachineSource};
-pub use networks::attached;
+pub use networks::{NETWORKS, OnNetwork, attached};
 pub use objects::{
     Binding, DeclaredDevice, Group, SelectorKind, Target, TargetKind, TargetName, addresses_of, is_own, name_of,
 };
@@ -491,7 +491,7 @@ impl Index {
     /// A pod is what it is on each of its networks, and may have left some.
     fn set_networks(&mut self, pod: &TargetName, before: Option<&Target>, now: Option<&Target>, changes: &mut Changes) {
         let networks = |target: Option<&Target>| -> BTreeSet<NamespacedName> {
-            target.into_iter().flat_map(|target| target.networks.values().cloned()).collect()
+            target.into_iter().flat_map(|target| target.networks.values()).map(|on| on.network.clone()).collect()
         };
         let (before, after) = (networks(before), networks(now));
         for left in before.difference(&after) {

@@ -9,8 +9,28 @@ use crate::policy::NamespacedName;
 use serde::Deserialize;
 use std::collections::BTreeMap;
 
-/// Where Multus says what it has attached: the specification of the Network Plumbing Working Group, version 1.3, section 5.
+/// Where a pod says which networks it wants: the specification of the Network Plumbing Working Group, version 1.3, section 4.1.
+pub const NETWORKS: &str = "k8s.v1.cni.cncf.io/networks";
+/// Where Multus says what it has attached: likewise, section 5.
 pub const NETWORK_STATUS: &str = "k8s.v1.cni.cncf.io/network-status";
+
+/// The network that an interface of a pod is on.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct OnNetwork {
+    /// The network.
+    pub network: NamespacedName,
+    /// Multus has said so. Else the pod only asks for it: the interface may not be there yet.
+    pub attached: bool,
+}
+
+#[derive(Deserialize)]
+struct Asked {
+    name: String,
+    #[serde(default)]
+    namespace: String,
+    #[serde(default)]
+    interface: String,
+}
 
 #[derive(Deserialize)]
 struct Status {
@@ -21,11 +41,39 @@ struct Status {
     default: bool,
 }
 
-/// The networks of a pod by its interfaces, without the one of Kubernetes. Nothing can be said of what cannot be read.
-pub fn of_status(namespace: &str, annotation: &str) -> BTreeMap<String, NamespacedName> {
-    let statuses: Vec<Status> = serde_json::from_str(annotation).unwrap_or_default();
-    let secondary = statuses.into_iter().filter(|status| !status.default && !status.interface.is_empty());
-    secondary.map(|Status { name, interface, default: _ }| (interface, network(namespace, &name))).collect()
+/// The networks of a pod by its interfaces, without the one of Kubernetes: those that Multus says it has attached, and those that
+/// the pod asks for. Nothing can be said of what cannot be read.
+pub fn of_pod(namespace: &str, asked: &str, status: &str) -> BTreeMap<String, OnNetwork> {
+    let statuses: Vec<Status> = serde_json::from_str(status).unwrap_or_default();
+    let secondary = statuses.into_iter().filter(|status| !status.default);
+    let told: Vec<_> = secondary.map(|status| (status.interface, network(namespace, &status.name))).collect();
+    let asked = selection(namespace, asked).into_iter().map(|(interface, network)| {
+        // Of some devices it says the network alone.
+        let attached = told.iter().any(|(_, other)| *other == network);
+        (interface, OnNetwork { network, attached })
+    });
+    let named = told.iter().filter(|(interface, _)| !interface.is_empty()).cloned();
+    asked.chain(named.map(|(interface, network)| (interface, OnNetwork { network, attached: true }))).collect()
+}
+
+/// What a pod asks for, as a list of names or as JSON, with the interfaces that Multus makes of it.
+fn selection(namespace: &str, text: &str) -> Vec<(String, NamespacedName)> {
+    let asked: Vec<Asked> = if text.contains(['[', '{', '"']) {
+        serde_json::from_str(text).unwrap_or_default()
+    } else {
+        let names = text.split(',').map(str::trim).filter(|name| !name.is_empty());
+        let split = |name: &str| {
+            let (name, interface) = name.split_once('@').unwrap_or((name, ""));
+            Asked { name: name.to_owned(), namespace: String::new(), interface: interface.to_owned() }
+        };
+        names.map(split).collect()
+    };
+    let numbered = asked.into_iter().zip(1..);
+    let named = numbered.map(|(Asked { name, namespace: own, interface }, number)| {
+        let interface = if interface.is_empty() { format!("net{number}") } else { interface };
+        (interface, network(if own.is_empty() { namespace } else { &own }, &name))
+    });
+    named.collect()
 }
 
 /// A network as people and Multus write it: of this namespace, unless another is named.
@@ -58,9 +106,30 @@ mod tests {
             {"name": "backup", "interface": "net2", "dns": {}},
             {"name": "shop/vf", "dns": {}, "device-info": {"type": "pci"}}
         ]"#;
-        let expected = [("net1", "storage"), ("net2", "backup")]
-            .map(|(interface, name)| (interface.to_owned(), NamespacedName::new("shop", name)));
-        assert_eq!(of_status("shop", status), expected.into());
-        assert!(of_status("shop", "?").is_empty());
+        assert_eq!(written("", status), ["net1 shop/storage", "net2 shop/backup"]);
+        assert!(written("", "?").is_empty());
+    }
+
+    #[test]
+    fn what_pods_ask_for() {
+        let expected = ["fast ? shop/backup", "net1 ? shop/storage", "net3 ? infra/vlan"];
+        assert_eq!(written("storage, backup@fast,infra/vlan", ""), expected);
+        let json =
+            r#"[{"name": "storage"}, {"name": "backup", "interface": "fast"}, {"name": "vlan", "namespace": "infra"}]"#;
+        assert_eq!(written(json, ""), expected);
+        let status = r#"[
+            {"name": "shop/storage", "interface": "net1"},
+            {"name": "shop/vf"},
+            {"name": "shop/renamed", "interface": "net3"}
+        ]"#;
+        let expected = ["net1 shop/storage", "net2 shop/vf", "net3 shop/renamed", "net4 ? shop/new"];
+        assert_eq!(written("storage,vf,vlan,new", status), expected);
+        assert!(written("[{", "").is_empty() && written(",", "").is_empty());
+    }
+
+    /// Interfaces and networks; with a question mark what nobody has said to be attached.
+    fn written(asked: &str, status: &str) -> Vec<String> {
+        let networks = of_pod("shop", asked, status).into_iter();
+        networks.map(|(i, on)| format!("{i} {}{}", if on.attached { "" } else { "? " }, on.network)).collect()
     }
 }

@@ -1,6 +1,6 @@
 //! What the index keeps of Kubernetes objects: as little as it needs, parsed.
 
-use super::networks::{self, NETWORK_STATUS};
+use super::networks::{self, NETWORK_STATUS, NETWORKS, OnNetwork};
 use super::selection::Labels;
 use crate::api::{self, EXTRA_ADDRESSES, LocalGroupReference, NetworkInterface, SecurityGroup, SecurityGroupBinding};
 use crate::kubevirt;
@@ -173,8 +173,8 @@ pub struct Target {
     pub device: Option<DeclaredDevice>,
     /// The uid of the virtual machine that runs in this pod.
     pub machine: Option<String>,
-    /// The other networks that it is attached to, by its interfaces.
-    pub networks: BTreeMap<String, NamespacedName>,
+    /// The other networks that it is attached to, or about to be, by its interfaces.
+    pub networks: BTreeMap<String, OnNetwork>,
     reported: BTreeSet<IpAddr>,
     /// What its node knows better than its status.
     known: Option<BTreeSet<IpAddr>>,
@@ -251,9 +251,11 @@ impl From<&core::Pod> for Target {
             extra_addresses: annotation(EXTRA_ADDRESSES).cloned(),
             device: None,
             machine: kubevirt::machine_of(&pod.metadata),
-            networks: match annotation(NETWORK_STATUS) {
-                Some(status) if !host_network => networks::of_status(&name.namespace, status),
-                _ => BTreeMap::new(),
+            networks: if host_network {
+                BTreeMap::new()
+            } else {
+                let text = |name| annotation(name).map(String::as_str).unwrap_or_default();
+                networks::of_pod(&name.namespace, text(NETWORKS), text(NETWORK_STATUS))
             },
             reported: if host_network { BTreeSet::new() } else { addresses.collect() },
             known: None,

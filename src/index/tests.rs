@@ -164,7 +164,7 @@ fn a_pod_is_another_target_on_each_of_its_networks() {
     let storage = || name("storage");
     let mut index = Index::default();
     let mut db = mk_pod("db", json!({"app": "web"}), &["10.0.0.1"]);
-    db.networks = [("net1".to_owned(), storage())].into();
+    db.networks = [("net1".to_owned(), OnNetwork { network: storage(), attached: true })].into();
     index.apply_binding(mk_binding("front", &["web"], app()));
     index.apply_binding(Binding { networks: [storage()].into(), ..mk_binding("back", &["storage"], app()) });
     index.apply_target(db.clone());
@@ -199,7 +199,7 @@ fn a_pod_is_another_target_on_each_of_its_networks() {
     db.networks.clear();
     index.apply_target(db.clone());
     assert_eq!(index.all_targets().count(), 1);
-    db.networks = [("net1".to_owned(), storage())].into();
+    db.networks = [("net1".to_owned(), OnNetwork { network: storage(), attached: true })].into();
     index.apply_target(db);
     assert_eq!(addresses(&index, "storage"), ["10.30.0.1"]);
     index.delete_target(&pod("db"));

@@ -21,11 +21,6 @@ pub enum Unfit {
     /// Nothing to come after.
     #[error("it names no plugins")]
     NoPlugins,
-    /// The pods' network is made by another configuration, to which the gate belongs.
-    #[error(
-        "{0} only calls other configurations; name the one of the pods' own network first in the folder, as a .conflist"
-    )]
-    Meta(String),
 }
 
 #[derive(Deserialize)]
@@ -95,9 +90,6 @@ pub fn list_of(text: &str, entry: &Entry) -> Result<String, Unfit> {
     if kind.is_empty() {
         return Err(Unfit::NoPlugins);
     }
-    if kind.starts_with("multus") {
-        return Err(Unfit::Meta(kind));
-    }
     check_version(text)?;
     let config: Value = parse(text)?;
     let (version, name) = (&config["cniVersion"], &config["name"]);
@@ -163,7 +155,13 @@ mod tests {
     const PLAIN: &str = "{\n  \"cniVersion\": \"1.0.0\", \"name\": \"mynet\", \"type\": \"bridge\", \"ipam\": {\"type\": \"host-local\"}\n}\n";
 
     fn entry(timeout_seconds: u64) -> Entry {
-        Entry { plugin: PLUGIN, socket: "/run/a.sock".into(), timeout_seconds, on_timeout: OnTimeout::Closed }
+        Entry {
+            plugin: PLUGIN,
+            primary: true,
+            socket: "/run/a.sock".into(),
+            timeout_seconds,
+            on_timeout: OnTimeout::Closed,
+        }
     }
 
     fn kinds(text: &str) -> Vec<String> {
@@ -183,7 +181,7 @@ mod tests {
             assert_eq!(changed, with.replace(":10,", ":20,"), "other settings take the place of the old ones");
         }
         let with = with_plugin(FLANNEL, &entry(10)).unwrap().unwrap();
-        let added = "\n\t\t{\"type\": \"portmap\"},\n\t\t{\"onTimeout\":\"closed\",\"socket\":\"/run/a.sock\",\"timeoutSeconds\":10,\"type\":\"ringfence-cni\"}\n\t],\n";
+        let added = "\n\t\t{\"type\": \"portmap\"},\n\t\t{\"onTimeout\":\"closed\",\"primary\":true,\"socket\":\"/run/a.sock\",\"timeoutSeconds\":10,\"type\":\"ringfence-cni\"}\n\t],\n";
         assert!(with.contains(added), "{with}");
     }
 
@@ -220,7 +218,5 @@ mod tests {
         assert_eq!(with_plugin(r#"{"cniVersion": "1.0.0", "plugins": []}"#, &entry(10)), Err(Unfit::NoPlugins));
         let alone = format!(r#"{{"cniVersion": "1.0.0", "plugins": [{}]}}"#, json(&entry(5)).unwrap());
         assert_eq!(with_plugin(&alone, &entry(10)), Err(Unfit::NoPlugins));
-        let multus = PLAIN.replace("\"bridge\"", "\"multus-shim\"");
-        assert_eq!(list_of(&multus, &entry(10)), Err(Unfit::Meta("multus-shim".into())));
     }
 }

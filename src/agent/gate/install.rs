@@ -2,10 +2,13 @@
 //!
 //! Every file is replaced as a whole, by renaming a complete one over it. The runtime uses the first configuration in its
 //! folder. If that is a list, the plugin is appended to it. If it is a single plugin, which cannot be chained, it stays as it
-//! is, and a list of it and ours is written under a name that comes first.
+//! is, and a list of it and ours is written under a name that comes first. If that plugin is Multus, which only calls others,
+//! the plugin is appended to the list by which Multus attaches pods to their own network.
 
 use super::Places;
 use super::conflist::{Unfit, list_of, with_plugin};
+use super::multus::{ClusterNetwork, Multus, is_of};
+use crate::cni::config::Entry;
 use anyhow::{Context, bail};
 use rustix::fs::inotify::{self, CreateFlags, WatchFlags};
 use rustix::io::Errno;
@@ -46,28 +49,72 @@ fn install_entry(places: &Places) -> anyhow::Result<bool> {
         remove_if_there(&stand_in)?;
         bail!("there is no network configuration in {} yet", folder.display());
     };
-    let text = fs::read_to_string(&active).with_context(|| format!("cannot read {}", active.display()))?;
-    let unfit = |error: Unfit| anyhow::anyhow!("{} cannot be chained: {error}", active.display());
-    let mode = fs::metadata(&active)?.permissions().mode() & 0o777;
     if active.extension().is_some_and(|e| e == "conflist") {
-        let changed = match with_plugin(&text, &places.entry).map_err(unfit)? {
-            Some(edited) => {
-                replace_unless_changed(&active, &text, &edited, mode)?;
-                true
-            }
-            None => false,
-        };
+        let changed = append(&active, &places.entry)?;
         return Ok(remove_if_there(&stand_in)? || changed);
+    }
+    let text = read(&active)?;
+    if let Some(multus) = Multus::read(&text) {
+        // A list that comes first would be taken by Multus for the one that it is to call.
+        let changed = remove_if_there(&stand_in)?;
+        return Ok(install_behind(&multus, &active, places)? || changed);
     }
     if active < stand_in {
         bail!("{} is a single plugin, and no list can come before it: rename it", active.display());
     }
-    let list = list_of(&text, &places.entry).map_err(unfit)?;
+    let list = list_of(&text, &places.entry).map_err(|error| unfit(&active, &error))?;
     if fs::read_to_string(&stand_in).is_ok_and(|there| there == list) {
         return Ok(false);
     }
-    replace(&stand_in, list.as_bytes(), mode)?;
+    replace(&stand_in, list.as_bytes(), mode_of(&active)?)?;
     Ok(true)
+}
+
+/// Appends the plugin to what Multus calls, and tells whether it was not there.
+fn install_behind(multus: &Multus, active: &Path, places: &Places) -> anyhow::Result<bool> {
+    let folder = &places.conf_dir;
+    let active = active.display();
+    match multus.cluster_network(folder) {
+        ClusterNetwork::File(name) => append(&folder.join(name), &places.entry),
+        ClusterNetwork::Copy(name) => {
+            let lists =
+                configurations(folder)?.into_iter().filter(|path| path.extension().is_some_and(|e| e == "conflist"));
+            let list = lists.into_iter().find(|path| fs::read_to_string(path).is_ok_and(|text| is_of(&text, &name)));
+            let Some(list) = list else {
+                bail!("{active} calls a network {name:?}, and no .conflist in {} is of that name", folder.display());
+            };
+            let changed = append(&list, &places.entry)?;
+            if !multus.calls_us() {
+                bail!("Multus has not taken the change of {} over into {active} yet", list.display());
+            }
+            Ok(changed)
+        }
+        ClusterNetwork::Elsewhere(what) => {
+            bail!("{active} calls {what}, which is no file in {}: name one there as clusterNetwork", folder.display())
+        }
+    }
+}
+
+/// Makes the plugin the last of a list, and tells whether it was not.
+fn append(path: &Path, entry: &Entry) -> anyhow::Result<bool> {
+    let text = read(path)?;
+    match with_plugin(&text, entry).map_err(|error| unfit(path, &error))? {
+        Some(edited) => replace_unless_changed(path, &text, &edited, mode_of(path)?).map(|()| true),
+        None => Ok(false),
+    }
+}
+
+fn unfit(path: &Path, error: &Unfit) -> anyhow::Error {
+    anyhow::anyhow!("{} cannot be chained: {error}", path.display())
+}
+
+fn read(path: &Path) -> anyhow::Result<String> {
+    fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))
+}
+
+/// The permissions of a file, for what takes its place.
+pub fn mode_of(path: &Path) -> anyhow::Result<u32> {
+    Ok(fs::metadata(path).with_context(|| format!("cannot look at {}", path.display()))?.permissions().mode() & 0o777)
 }
 
 /// The configurations in a folder, in the order in which a runtime considers them.
@@ -156,7 +203,7 @@ mod tests {
     use super::super::remove;
     use super::*;
     use crate::cni::PLUGIN;
-    use crate::cni::config::{Entry, OnTimeout};
+    use crate::cni::config::OnTimeout;
     use serde_json::{Value, json};
 
     struct Node(Places);
@@ -176,6 +223,7 @@ mod tests {
                 run_dir: root.join("run"),
                 entry: Entry {
                     plugin: PLUGIN,
+                    primary: true,
                     socket: "/run/x".into(),
                     timeout_seconds: 10,
                     on_timeout: OnTimeout::Closed,
@@ -278,6 +326,47 @@ mod tests {
         assert_eq!(node.state(), (strings(&["flannel"]), strings(&["00-pods.json"])));
         fs::rename(node.0.conf_dir.join("00-pods.json"), node.0.conf_dir.join("!pods.json")).unwrap();
         assert!(install(&node.0).unwrap_err().to_string().contains("no list can come before it"));
+    }
+
+    #[test]
+    fn behind_multus_the_list_that_it_calls_is_extended() {
+        let node = Node::new("multus");
+        let folder = node.0.conf_dir.clone();
+        let plugins = |file: &str| {
+            let list: Value = serde_json::from_str(&fs::read_to_string(folder.join(file)).unwrap()).unwrap();
+            list["plugins"]
+                .as_array()
+                .unwrap()
+                .iter()
+                .map(|p| p["type"].as_str().unwrap().to_owned())
+                .collect::<Vec<_>>()
+        };
+        node.write("10-pods.conflist", &list(&["ptp"]));
+        let path = format!("/host{}/10-pods.conflist", folder.display());
+        node.write("00-multus.conf", &json!({"type": "multus-shim", "clusterNetwork": path}));
+        assert!(install(&node.0).unwrap());
+        assert!(!install(&node.0).unwrap());
+        assert_eq!(plugins("10-pods.conflist"), ["ptp", PLUGIN]);
+        assert!(!folder.join(STAND_IN).exists());
+
+        // With a copy, it is not in place before Multus has it, and not gone either.
+        let copy = |plugins: &[&str]| json!({"type": "multus", "delegates": [list(plugins)]});
+        node.write("00-multus.conf", &copy(&["ptp"]));
+        assert!(install(&node.0).unwrap_err().to_string().contains("has not taken the change"));
+        node.write("00-multus.conf", &copy(&["ptp", PLUGIN]));
+        assert!(!install(&node.0).unwrap());
+        assert!(remove::plugin(&node.0).unwrap_err().to_string().contains("has not taken the change"));
+        assert_eq!(plugins("10-pods.conflist"), ["ptp"]);
+        assert!(node.0.program().exists(), "Multus calls it");
+        node.write("00-multus.conf", &copy(&["ptp"]));
+        remove::plugin(&node.0).unwrap();
+        assert!(!node.0.program().exists());
+
+        node.write("00-multus.conf", &json!({"type": "multus", "clusterNetwork": "default-network"}));
+        assert!(install(&node.0).unwrap_err().to_string().contains("name one there as clusterNetwork"));
+        node.write("00-multus.conf", &json!({"type": "multus", "delegates": [{"name": "else", "type": "flannel"}]}));
+        assert!(install(&node.0).unwrap_err().to_string().contains("no .conflist"));
+        remove::plugin(&node.0).unwrap();
     }
 
     #[test]

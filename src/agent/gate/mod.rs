@@ -6,6 +6,7 @@
 
 mod conflist;
 mod install;
+mod multus;
 mod remove;
 mod server;
 mod store;
@@ -18,7 +19,7 @@ use super::Shared;
 use super::announce::Announcer;
 use super::state::Gate;
 use crate::cni::PLUGIN;
-use crate::cni::config::{Entry, OnTimeout};
+use crate::cni::config::{Entry, OnTimeout, RUN_DIR, SOCKET, TIMEOUT_SECONDS};
 use crate::runtime::{Backoff, Coalescer, Shutdown};
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -40,7 +41,7 @@ pub struct Args {
     #[arg(long)]
     gate: bool,
     /// For how many seconds a new pod waits.
-    #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u64).range(1..=60))]
+    #[arg(long, default_value_t = TIMEOUT_SECONDS, value_parser = clap::value_parser!(u64).range(1..=60))]
     gate_timeout: u64,
     /// Whether a pod starts when that time is over.
     #[arg(long, value_enum, default_value_t = OnTimeout::Closed)]
@@ -55,7 +56,7 @@ pub struct Args {
     #[arg(long, default_value = "/usr/local/bin/ringfence-cni")]
     cni_plugin: PathBuf,
     /// The agent's own folder on the node: here as there, or the plugin does not find the socket.
-    #[arg(long, env = "RINGFENCE_RUN_DIR", default_value = "/run/ringfence")]
+    #[arg(long, env = "RINGFENCE_RUN_DIR", default_value = RUN_DIR)]
     run_dir: PathBuf,
 }
 
@@ -75,7 +76,8 @@ impl From<Args> for Places {
         let Args { gate, gate_timeout, gate_on_timeout, cni_bin_dir, cni_conf_dir, cni_plugin, run_dir } = args;
         let entry = Entry {
             plugin: PLUGIN,
-            socket: run_dir.join("agent.sock"),
+            primary: true,
+            socket: run_dir.join(SOCKET),
             timeout_seconds: gate_timeout,
             on_timeout: gate_on_timeout,
         };

@@ -2,15 +2,15 @@
 
 use super::Places;
 use super::conflist::without_plugin;
-use super::install::{STAND_IN, configurations, draft_of, remove_if_there, replace_unless_changed};
+use super::install::{STAND_IN, configurations, draft_of, mode_of, remove_if_there, replace_unless_changed};
+use super::multus::Multus;
 use crate::nft::bridge::{self, Closed};
 use crate::nft::exec::Nft;
 use crate::nft::own::Watched;
 use crate::nft::{Layout, Ruleset, usage};
-use anyhow::Context;
+use anyhow::{Context, bail};
 use std::fs;
 use std::io::ErrorKind;
-use std::os::unix::fs::PermissionsExt;
 
 /// Removes everything of ours, so that nothing is left that nobody serves any more.
 pub async fn remove(places: Places) -> anyhow::Result<()> {
@@ -49,12 +49,17 @@ pub fn plugin(places: &Places) -> anyhow::Result<()> {
             // What is no list, or cannot be read, has never had us.
             let Ok(text) = fs::read_to_string(&path) else { continue };
             let Ok(Some(edited)) = without_plugin(&text) else { continue };
-            let mode = fs::metadata(&path)?.permissions().mode() & 0o777;
-            replace_unless_changed(&path, &text, &edited, mode)?;
+            replace_unless_changed(&path, &text, &edited, mode_of(&path)?)?;
             remove_if_there(&draft_of(&path))?;
         }
         remove_if_there(&stand_in)?;
         remove_if_there(&draft_of(&stand_in))?;
+        for path in configurations(folder)? {
+            let text = fs::read_to_string(&path).unwrap_or_default();
+            if Multus::read(&text).is_some_and(|multus| multus.calls_us()) {
+                bail!("Multus has not taken the change over into {} yet, and calls the plugin", path.display());
+            }
+        }
     }
     let program = places.program();
     remove_if_there(&draft_of(&program))?;

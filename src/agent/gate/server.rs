@@ -5,6 +5,7 @@ use crate::agent::Shared;
 use crate::agent::attachments::{Attachment, Key, Settled};
 use crate::agent::metrics::Metrics;
 use crate::cni::message::{Answer, Request};
+use crate::index::NETWORKS;
 use crate::runtime::{Coalescer, Shutdown};
 use anyhow::Context;
 use std::collections::BTreeSet;
@@ -108,7 +109,7 @@ impl Server {
                 self.delete(key, described, patience(patience_millis)).await
             }
             Request::Check { attachment } => self.check(&attachment),
-            Request::Collect { valid } => self.collect(valid),
+            Request::Collect { network, valid } => self.collect(network.as_deref(), valid),
             Request::Status => Answer::yes(),
         }
     }
@@ -118,6 +119,7 @@ impl Server {
         if !is_valid(&key) {
             return Answer::no("this is not a container's id and an interface's name");
         }
+        let elsewhere = attachment.network.is_some().then(|| attachment.interface.clone());
         tracing::debug!(pod = %who, addresses = ?attachment.addresses, "attached");
         let revision = match self.change(|state| state.attachments.attach(attachment)) {
             Ok(revision) => revision,
@@ -129,8 +131,14 @@ impl Server {
         if in_time {
             return Answer::yes();
         }
-        let known = self.state.lock().settled().attached.contains(&key);
-        Answer::no(if known { "they could not be committed in time" } else { "the agent has not seen the pod yet" })
+        let state = self.state.lock();
+        match (state.settled().attached.contains(&key), state.index.pod(&who), elsewhere) {
+            (true, ..) => Answer::no("they could not be committed in time"),
+            (false, Some(pod), Some(interface)) if !pod.networks.contains_key(&interface) => {
+                Answer::no(format!("no annotation of the pod says which network {interface} is on: see {NETWORKS}"))
+            }
+            _ => Answer::no("the agent has not seen the pod yet"),
+        }
     }
 
     async fn delete(&self, key: Key, described: Option<Attachment>, patience: Duration) -> Answer {
@@ -156,9 +164,9 @@ impl Server {
         }
     }
 
-    fn collect(&self, valid: Vec<Key>) -> Answer {
+    fn collect(&self, network: Option<&str>, valid: Vec<Key>) -> Answer {
         let valid: BTreeSet<Key> = valid.into_iter().collect();
-        match self.change(|state| state.attachments.keep_only(&valid)) {
+        match self.change(|state| state.attachments.keep_only(network, &valid)) {
             Ok(_) => Answer::yes(),
             Err(error) => Answer::no(format!("cannot forget attachments: {error:#}")),
         }

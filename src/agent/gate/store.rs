@@ -107,6 +107,7 @@ mod tests {
             uid: container.into(),
             container_id: container.into(),
             interface: "eth0".into(),
+            network: None,
             device: device.map(Into::into),
             mac: Some("02:00:00:00:00:01".into()),
             addresses: ["10.0.0.1".parse().unwrap(), "fd00::1".parse().unwrap()].into(),

@@ -177,6 +177,7 @@ fn attachment(pod: &str, addresses: BTreeSet<IpAddr>) -> Attachment {
         // A sandbox has its addresses for life.
         container_id: format!("{pod} {addresses:?}"),
         interface: "eth0".into(),
+        network: None,
         device: None,
         mac: None,
         addresses,
