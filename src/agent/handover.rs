@@ -15,6 +15,7 @@ use jiff::Timestamp;
 use kube::api::PostParams;
 use kube::{Api, Client};
 use std::collections::{BTreeMap, BTreeSet};
+use std::fmt::{self, Display, Formatter};
 use std::net::IpAddr;
 use std::time::Duration;
 use tokio::sync::watch;
@@ -24,8 +25,17 @@ use tokio::time::{Instant, sleep};
 const TOO_LATE: Duration = Duration::from_mins(1);
 const RETRY: Backoff = Backoff { min: Duration::from_millis(100), max: Duration::from_secs(5) };
 
-/// The interfaces whose device is on this node, with their addresses.
-pub type Present = BTreeMap<NamespacedName, BTreeSet<IpAddr>>;
+/// What may leave a node for another one.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Mover {
+    /// An interface that is declared, or a pod that runs a virtual machine of KubeVirt.
+    pub name: NamespacedName,
+    /// The uid of that machine.
+    pub machine: Option<String>,
+}
+
+/// The interfaces whose device is on this node, and the pods that run machines here, with their addresses.
+pub type Present = BTreeMap<Mover, BTreeSet<IpAddr>>;
 
 /// Tells of machines that leave.
 pub async fn follow(client: Client, node: String, mut present: watch::Receiver<Present>, shutdown: Shutdown) {
@@ -36,11 +46,11 @@ pub async fn follow(client: Client, node: String, mut present: watch::Receiver<P
             () = shutdown.signalled() => return,
         }
         let now = present.borrow_and_update().clone();
-        for (interface, addresses) in before.into_iter().filter(|(interface, _)| !now.contains_key(interface)) {
+        for (mover, addresses) in gone(before, &now) {
             let (client, node) = (client.clone(), node.clone());
             tokio::spawn(async move {
-                if let Err(error) = hand_over(client, node, &interface, addresses).await {
-                    tracing::warn!(%interface, error = chain(&*error), "cannot hand over connections: they will end");
+                if let Err(error) = hand_over(client, node, &mover, addresses).await {
+                    tracing::warn!(%mover, error = chain(&*error), "cannot hand over connections: they will end");
                 }
             });
         }
@@ -48,52 +58,69 @@ pub async fn follow(client: Client, node: String, mut present: watch::Receiver<P
     }
 }
 
-async fn hand_over(
-    client: Client,
-    node: String,
-    interface: &NamespacedName,
-    addresses: BTreeSet<IpAddr>,
-) -> anyhow::Result<()> {
+/// Who has left, and with which addresses.
+fn gone(before: Present, now: &Present) -> impl Iterator<Item = (Mover, BTreeSet<IpAddr>)> {
+    let left = before.into_iter().map(|(mover, mut addresses)| {
+        match now.get(&mover) {
+            // Of a pod that ends, one interface goes after the other.
+            Some(still) if mover.machine.is_some() => addresses.retain(|address| !still.contains(address)),
+            Some(_) => addresses.clear(),
+            None => {}
+        }
+        (mover, addresses)
+    });
+    left.filter(|(_, addresses)| !addresses.is_empty())
+}
+
+async fn hand_over(client: Client, node: String, mover: &Mover, addresses: BTreeSet<IpAddr>) -> anyhow::Result<()> {
     let started = Instant::now();
     let mut connections = tokio::task::spawn_blocking(move || conntrack::established(&addresses)).await??;
     if connections.is_empty() {
         return Ok(());
     }
     if connections.len() > MAX_CONNECTIONS {
-        tracing::warn!(%interface, connections = connections.len(), "of that many connections some will end");
+        tracing::warn!(%mover, connections = connections.len(), "of that many connections some will end");
         connections = connections.into_iter().take(MAX_CONNECTIONS).collect();
     }
     let spec = ConnectionHandoverSpec {
         node_name: node,
-        namespace: interface.namespace.clone(),
-        network_interface: interface.name.clone(),
+        namespace: mover.name.namespace.clone(),
+        network_interface: mover.machine.is_none().then(|| mover.name.name.clone()),
+        virtual_machine_instance: mover.machine.clone(),
         to_node: None,
         connections: connections.iter().map(HandedConnection::from).collect(),
     };
     let mut handover = ConnectionHandover::new("", spec);
     handover.metadata.name = None;
-    handover.metadata.generate_name = Some(format!("{}-", interface.name));
+    handover.metadata.generate_name = Some(format!("{}-", mover.name.name));
     let api: Api<ConnectionHandover> = Api::all(client);
     let mut failures = 0;
     loop {
         match api.create(&PostParams::default(), &handover).await {
             Ok(_) => {
-                tracing::info!(%interface, connections = connections.len(), "handed over");
+                tracing::info!(%mover, connections = connections.len(), "handed over");
                 return Ok(());
             }
             Err(error) if started.elapsed() > TOO_LATE => return Err(error.into()),
             Err(error) => {
                 failures += 1;
-                tracing::debug!(%interface, error = chain(&error), "cannot hand over yet");
+                tracing::debug!(%mover, error = chain(&error), "cannot hand over yet");
                 sleep(RETRY.delay(failures, jitter())).await;
             }
         }
     }
 }
 
+impl Display for Mover {
+    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        write!(f, "{} {}", if self.machine.is_some() { "pod" } else { "networkinterface" }, self.name)
+    }
+}
+
 impl From<&Established> for HandedConnection {
-    fn from(Established { source, destination }: &Established) -> Self {
-        Self { source: source.to_string(), destination: destination.to_string() }
+    fn from(Established { source, destination, backend }: &Established) -> Self {
+        let backend = backend.map(|backend| backend.to_string());
+        Self { source: source.to_string(), destination: destination.to_string(), backend }
     }
 }
 
@@ -107,36 +134,50 @@ impl Taken {
         if Timestamp::now().duration_since(created).unsigned_abs() > TOO_LATE {
             return;
         }
-        let ConnectionHandoverSpec { namespace, network_interface, connections, .. } = handover.spec;
-        let connections = of(&self.addresses(&namespace), &connections);
+        let ConnectionHandoverSpec { namespace, virtual_machine_instance, connections, .. } = handover.spec;
+        let connections = of(&self.addresses(&namespace, virtual_machine_instance.as_ref()), &connections);
         if connections.is_empty() {
             return;
         }
-        let interface = NamespacedName::new(namespace, network_interface);
+        let handover = handover.metadata.name.unwrap_or_default();
         tokio::task::spawn_blocking(move || match conntrack::make_known(&connections) {
-            Ok(new) => tracing::info!(%interface, connections = connections.len(), new, "taken over"),
+            Ok(new) => tracing::info!(handover, connections = connections.len(), new, "taken over"),
             Err(error) => {
-                tracing::warn!(%interface, error = chain(&error), "cannot take over connections: they will end")
+                tracing::warn!(handover, error = chain(&error), "cannot take over all connections: some will end")
             }
         });
     }
 
-    /// The addresses of the interfaces of a namespace that are declared for this node, and nobody else's.
-    fn addresses(&self, namespace: &str) -> BTreeSet<IpAddr> {
+    /// The addresses of the pods of a namespace that run this machine here; without one, of the interfaces of the namespace that
+    /// are declared for this node.
+    fn addresses(&self, namespace: &str, machine: Option<&String>) -> BTreeSet<IpAddr> {
         let state = self.0.lock();
-        let interfaces = state.index.of_kind(TargetKind::NetworkInterface);
-        let own = interfaces.filter(|target| target.name.namespace == namespace);
+        let own = state.index.all_targets().filter(|target| {
+            target.name.namespace == namespace
+                && match machine {
+                    Some(_) => target.machine.as_ref() == machine,
+                    None => target.kind == TargetKind::NetworkInterface,
+                }
+        });
         own.flat_map(|target| state.own_addresses(target).collect::<Vec<_>>()).collect()
     }
 }
 
 /// Of what is told only what one of these addresses takes part in is believed.
 fn of(addresses: &BTreeSet<IpAddr>, told: &[HandedConnection]) -> BTreeSet<Established> {
-    let read = told.iter().filter_map(|HandedConnection { source, destination }| {
-        Some(Established { source: source.parse().ok()?, destination: destination.parse().ok()? })
+    let read = told.iter().filter_map(|HandedConnection { source, destination, backend }| {
+        let backend = backend.as_ref().map(|backend| backend.parse()).transpose().ok()?;
+        Some(Established { source: source.parse().ok()?, destination: destination.parse().ok()?, backend })
     });
-    let possible = read.filter(|Established { source, destination }| source.is_ipv4() == destination.is_ipv4());
-    possible.filter(|c| addresses.contains(&c.source.ip()) || addresses.contains(&c.destination.ip())).collect()
+    let possible = read.filter(|Established { source, destination, backend }| {
+        let family = source.is_ipv4();
+        family == destination.is_ipv4() && backend.is_none_or(|backend| family == backend.is_ipv4())
+    });
+    // Only for what the machine itself began a destination is translated.
+    let is_its = |c: &Established| {
+        addresses.contains(&c.source.ip()) || (c.backend.is_none() && addresses.contains(&c.destination.ip()))
+    };
+    possible.filter(is_its).collect()
 }
 
 impl Sink<ConnectionHandover> for Taken {
@@ -165,19 +206,43 @@ mod tests {
         let told = |source: &str, destination: &str| HandedConnection {
             source: source.to_owned(),
             destination: destination.to_owned(),
+            backend: None,
         };
+        let by = |backend: &str, connection| HandedConnection { backend: Some(backend.to_owned()), ..connection };
         let all = [
             told("10.0.0.1:40000", "10.0.0.2:3306"),
             told("10.0.0.2:40000", "192.0.2.1:443"),
             told("[fd00::1]:40000", "[fd00::2]:3306"),
+            by("10.0.0.7:8080", told("10.0.0.2:40000", "10.96.0.1:80")),
+            by("10.0.0.7:8080", told("10.0.0.1:40000", "10.0.0.2:80")),
+            by("[fd00::7]:8080", told("10.0.0.2:40000", "10.96.0.1:80")),
+            by("nobody", told("10.0.0.2:40000", "10.96.0.1:80")),
             told("10.0.0.8:40000", "10.0.0.9:3306"),
             told("10.0.0.2:40000", "[fd00::1]:443"),
             told("somebody", "10.0.0.2:3306"),
         ];
         let here = ["10.0.0.2", "fd00::2"].map(|address| address.parse().unwrap()).into();
-        let expected: Vec<HandedConnection> = all[..3].to_vec();
+        let expected: Vec<HandedConnection> = all[..4].to_vec();
         let believed: BTreeSet<HandedConnection> = of(&here, &all).iter().map(HandedConnection::from).collect();
         assert_eq!(believed, expected.into_iter().collect());
         assert!(of(&BTreeSet::new(), &all).is_empty());
+    }
+
+    #[test]
+    fn of_a_pod_that_ends_each_address_is_told_of_as_it_goes() {
+        let present = |machine: Option<&str>, addresses: &[&str]| -> Present {
+            let mover = Mover { name: NamespacedName::new("shop", "db"), machine: machine.map(str::to_owned) };
+            [(mover, addresses.iter().map(|address| address.parse().unwrap()).collect())].into()
+        };
+        let gone = |before: Present, now: Present| -> Vec<String> {
+            gone(before, &now).flat_map(|(_, addresses)| addresses).map(|address| address.to_string()).collect()
+        };
+        let both = ["10.0.0.2", "10.30.0.2"];
+        assert_eq!(gone(present(Some("vm"), &both), present(Some("vm"), &both[..1])), both[1..]);
+        assert_eq!(gone(present(Some("vm"), &both), Present::new()), both);
+        assert_eq!(gone(present(Some("vm"), &both), present(Some("vm"), &both)), [""; 0]);
+        // What is declared otherwise has not moved.
+        assert_eq!(gone(present(None, &both), present(None, &both[..1])), [""; 0]);
+        assert_eq!(gone(present(None, &both), Present::new()), both);
     }
 }

@@ -10,7 +10,7 @@ use super::bridges::{Bridges, Guarded, Unfiltered};
 use super::declared::{self, Declared, Nature, Settled};
 use super::devices::{Cache, Links, links};
 use super::extra_addresses::{Extra, Widest};
-use super::handover::Present;
+use super::handover::{Mover, Present};
 use super::kernel::Kernel;
 use super::networks;
 use crate::api::ReportedInterface;
@@ -97,7 +97,7 @@ pub struct Told {
     pub said: watch::Sender<Option<Said>>,
     /// Who waits at the gate: up to where it is true, by the revision of the attachments.
     pub settled: watch::Sender<u64>,
-    /// Who hands connections over: the interfaces that are here.
+    /// Who hands connections over: the machines that are here.
     pub present: watch::Sender<Present>,
 }
 
@@ -267,13 +267,17 @@ impl OwnAddresses {
             });
             declared.collect()
         };
-        let mut present: Present =
-            declared.iter().map(|declared| (declared.target.name.clone(), declared.addresses.clone())).collect();
+        let mut present = self.state.lock().running();
+        let interfaces = declared
+            .iter()
+            .map(|declared| (Mover { name: declared.target.name.clone(), machine: None }, declared.addresses.clone()));
+        present.extend(interfaces);
         let names = declared.iter().map(|declared| declared.device.name.as_str());
         let natures = Nature::read(names.filter(|name| links.contains_key(*name)));
         let (devices, settled) = declared::settle(declared, links, &natures, of_pods);
         for settled in settled.iter().filter(|settled| settled.device.is_none()) {
-            present.remove(&NamespacedName::new(&settled.said.namespace, &settled.said.name));
+            let name = NamespacedName::new(&settled.said.namespace, &settled.said.name);
+            present.remove(&Mover { name, machine: None });
         }
         self.told.present.send_if_modified(|before| {
             let news = *before != present;

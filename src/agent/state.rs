@@ -5,6 +5,7 @@
 use super::attachments::{Attachments, Settled};
 use super::committed::{Committed, End, Revision};
 use super::extra_addresses::{Allowances, Extra};
+use super::handover::{Mover, Present};
 use super::networks::PodNetworks;
 use crate::api::conditions::{GATE_READY, Verdict};
 use crate::api::{
@@ -349,6 +350,19 @@ impl State {
     pub fn own_addresses<'a>(&'a self, target: &'a Target) -> impl Iterator<Item = IpAddr> + 'a {
         let own = self.index.addresses(target).filter(|address| !self.node_addresses.contains(address));
         own.chain(self.extra_addresses(target).addresses)
+    }
+
+    /// The pods that run virtual machines, and their addresses on all networks.
+    pub fn running(&self) -> Present {
+        let mut running = Present::new();
+        for pod in self.index.all_targets().filter(|target| target.machine.is_some()) {
+            let addresses: Vec<IpAddr> = self.own_addresses(pod).collect();
+            if !addresses.is_empty() {
+                let mover = Mover { name: pod.name.clone(), machine: pod.machine.clone() };
+                running.entry(mover).or_default().extend(addresses);
+            }
+        }
+        running
     }
 
     /// The attachments that a ruleset made now would take into account.

@@ -18,14 +18,23 @@ pub const LIFETIME: Duration = Duration::from_mins(1);
 /// What one node hands over.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Handover {
-    /// The interface that left it.
-    pub interface: NamespacedName,
+    /// What left it.
+    pub moved: Moved,
     /// The node.
     pub from: String,
     /// The node that it is for, if that was said.
     pub to: Option<String>,
     /// When it was written.
     pub created: Timestamp,
+}
+
+/// A machine that moves.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Moved {
+    /// By the interface that is declared for it.
+    Interface(NamespacedName),
+    /// A virtual machine of KubeVirt, by its uid.
+    Machine(String),
 }
 
 /// What is to be done about one.
@@ -47,8 +56,12 @@ impl Handovers {
     /// Takes in one as the API server shows it.
     pub fn see(&mut self, object: &ConnectionHandover) -> String {
         let name = name_of(&object.metadata).name;
+        let interface = || {
+            let name = object.spec.network_interface.as_deref().unwrap_or_default();
+            Moved::Interface(NamespacedName::new(&object.spec.namespace, name))
+        };
         let handover = Handover {
-            interface: NamespacedName::new(&object.spec.namespace, &object.spec.network_interface),
+            moved: object.spec.virtual_machine_instance.clone().map_or_else(interface, Moved::Machine),
             from: object.spec.node_name.clone(),
             to: object.spec.to_node.clone(),
             created: object.metadata.creation_timestamp.as_ref().map(|time| time.0).unwrap_or_default(),
@@ -79,10 +92,14 @@ impl Handovers {
     }
 }
 
-/// The node that the machine is on now: where the interface is declared by now, or another one that is the same machine's.
+/// The node that the machine is on now: where another pod runs it; or where the interface is declared by now, or another one
+/// that is the same machine's.
 fn destination(index: &Index, handover: &Handover) -> Option<String> {
     let elsewhere = |node: &Option<String>| node.clone().filter(|node| *node != handover.from);
-    let interface = index.target(&TargetName::network_interface(handover.interface.clone()))?;
+    let interface = match &handover.moved {
+        Moved::Machine(uid) => return index.runners(uid).find_map(|pod| elsewhere(&pod.node)),
+        Moved::Interface(interface) => index.target(&TargetName::network_interface(interface.clone()))?,
+    };
     elsewhere(&interface.node).or_else(|| {
         let all = interface.claimed().iter().flat_map(|address| index.claimants(*address));
         let same = all.filter(|name| name.kind == TargetKind::NetworkInterface).filter_map(|name| index.target(name));
@@ -94,7 +111,7 @@ fn destination(index: &Index, handover: &Handover) -> Option<String> {
 mod tests {
     use super::*;
     use crate::api::NetworkInterface;
-    use crate::index::Target;
+    use crate::index::{Indexed, Target, Update};
     use serde_json::json;
 
     fn declare(index: &mut Index, name: &str, node: &str, mac: &str) {
@@ -108,7 +125,10 @@ mod tests {
     }
 
     fn handovers(to: Option<&str>) -> Handovers {
-        let mut spec = json!({ "nodeName": "n1", "namespace": "shop", "networkInterface": "db", "connections": [] });
+        of(json!({ "nodeName": "n1", "namespace": "shop", "networkInterface": "db", "connections": [] }), to)
+    }
+
+    fn of(mut spec: serde_json::Value, to: Option<&str>) -> Handovers {
         to.iter().for_each(|to| spec["toNode"] = json!(to));
         let mut handovers = Handovers::default();
         let object = json!({
@@ -135,6 +155,30 @@ mod tests {
         assert_eq!(step(&index, None, 101), Some(Step::Send("n2".to_owned())), "declared a second time");
         declare(&mut index, "db", "n4", mac);
         assert_eq!(step(&index, None, 101), Some(Step::Send("n4".to_owned())), "declared for another node");
+    }
+
+    #[test]
+    fn connections_go_where_another_pod_runs_the_machine() {
+        let spec = json!({ "nodeName": "n1", "namespace": "shop", "virtualMachineInstance": "vm", "connections": [] });
+        let handovers = of(spec, None);
+        let mut index = Index::default();
+        let mut launch = |name: &str, node: &str, machine: &str, phase: &str| {
+            let owner = json!({ "apiVersion": "kubevirt.io/v1", "kind": "VirtualMachineInstance", "controller": true,
+                "name": "db", "uid": machine });
+            let pod: k8s_openapi::api::core::v1::Pod = serde_json::from_value(json!({
+                "metadata": { "namespace": "shop", "name": name, "uid": name, "ownerReferences": [owner] },
+                "spec": { "nodeName": node, "containers": [] },
+                "status": { "phase": phase },
+            }))
+            .unwrap();
+            index.update(Update::Target(pod.keep()));
+            handovers.step("db.x", &index, Timestamp::from_second(101).unwrap())
+        };
+        assert_eq!(launch("source", "n1", "vm", "Running"), Some(Step::Wait(LOOK_AGAIN)));
+        assert_eq!(launch("other", "n3", "another", "Running"), Some(Step::Wait(LOOK_AGAIN)));
+        assert_eq!(launch("failed", "n4", "vm", "Failed"), Some(Step::Wait(LOOK_AGAIN)));
+        assert_eq!(launch("target", "n2", "vm", "Running"), Some(Step::Send("n2".to_owned())));
+        assert_eq!(launch("source", "n1", "vm", "Succeeded"), Some(Step::Send("n2".to_owned())));
     }
 
     #[test]

@@ -170,6 +170,11 @@ impl Index {
         self.machines.seen_by(source)
     }
 
+    /// The live pods that run a virtual machine: two while it migrates.
+    pub fn runners(&self, machine: &str) -> impl Iterator<Item = &Target> {
+        self.machines.pods(machine).filter_map(|pod| self.targets.get(pod))
+    }
+
     /// Whether any live pod runs a virtual machine.
     pub fn runs_machines(&self) -> bool {
         self.machines.are_run()

@@ -29,6 +29,7 @@ const REPLY: u16 = 2;
 const STATUS: u16 = 3;
 const PROTOCOL: u16 = 4;
 const TIMEOUT: u16 = 7;
+const TRANSLATION: u16 = 13;
 /// Of a tuple.
 const ADDRESSES: u16 = 1;
 const PORTS: u16 = 2;
@@ -40,6 +41,10 @@ const NUMBER: u16 = 1;
 const SOURCE_PORT: u16 = 2;
 const DESTINATION_PORT: u16 = 3;
 const TCP: u8 = 6;
+/// Of the translation of its destination: the first and the last address that will do, by family, and the first and the last port.
+const BACKENDS: [[u16; 2]; 2] = [[1, 2], [4, 5]];
+const BACKEND_PORTS: u16 = 3;
+const PORT_RANGE: [u16; 2] = [1, 2];
 /// Of what is known of TCP.
 const OF_TCP: u16 = 1;
 const STATE: u16 = 1;
@@ -63,25 +68,34 @@ pub struct Established {
     pub source: SocketAddr,
     /// With whom.
     pub destination: SocketAddr,
+    /// Who answers in its place, if who began it is here and the node translates: a backend of a Service.
+    pub backend: Option<SocketAddr>,
+}
+
+/// Who sends to whom.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Tuple {
+    source: SocketAddr,
+    destination: SocketAddr,
 }
 
 /// One entry, by what goes each way.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Entry {
-    original: Established,
-    reply: Established,
+    original: Tuple,
+    reply: Tuple,
 }
 
 impl Entry {
-    /// As one of these addresses sees it, behind all translation on this node. `None`: it is nobody's of these, or depends on a
-    /// translation that only this node makes.
+    /// As one of these addresses sees it. `None`: it is nobody's of these, or its answers come to an address of this node.
     fn seen_by(&self, addresses: &BTreeSet<IpAddr>) -> Option<Established> {
-        let Self { original, reply } = *self;
-        let turned = Established { source: reply.destination, destination: reply.source };
-        if addresses.contains(&turned.destination.ip()) {
-            return Some(turned);
+        let Self { original: Tuple { source, destination }, reply } = *self;
+        if addresses.contains(&reply.source.ip()) {
+            return Some(Established { source: reply.destination, destination: reply.source, backend: None });
         }
-        (addresses.contains(&original.source.ip()) && original == turned).then_some(original)
+        let backend = Some(reply.source).filter(|backend| *backend != destination);
+        let is_its = addresses.contains(&source.ip()) && reply.destination == source;
+        is_its.then_some(Established { source, destination, backend })
     }
 }
 
@@ -96,19 +110,19 @@ pub fn established(addresses: &BTreeSet<IpAddr>) -> io::Result<BTreeSet<Establis
     Ok(found)
 }
 
-/// Makes connections known that began elsewhere. Returns how many were not known before.
+/// Makes connections known that began elsewhere, each whatever becomes of the others. Returns how many were not known before.
 pub fn make_known<'a>(connections: impl IntoIterator<Item = &'a Established>) -> io::Result<usize> {
     let mut questions = Questions::open()?;
-    let mut new = 0;
+    let mut made = Ok(0);
     for connection in connections {
         match questions.command(&request(connection)) {
-            Ok(()) => new += 1,
+            Ok(()) => made = made.map(|new| new + 1),
             // It goes on here by itself, or another one has its ports by now.
             Err(Errno::EXIST) => {}
-            Err(error) => return Err(error.into()),
+            Err(error) => made = Err(error.into()),
         }
     }
-    Ok(new)
+    made
 }
 
 /// An entry for an established TCP connection.
@@ -126,7 +140,7 @@ fn entry(body: &[u8]) -> Option<Entry> {
 }
 
 /// Who sends to whom, by TCP.
-fn tuple(value: &[u8]) -> Option<Established> {
+fn tuple(value: &[u8]) -> Option<Tuple> {
     let (addresses, ports) = (one(value, ADDRESSES)?, one(value, PORTS)?);
     if one(ports, NUMBER)? != [TCP] {
         return None;
@@ -139,17 +153,18 @@ fn tuple(value: &[u8]) -> Option<Established> {
             v4.or_else(|| <[u8; 16]>::try_from(value).ok().map(IpAddr::from))
         })
     };
-    Some(Established {
+    Some(Tuple {
         source: SocketAddr::new(address(SOURCES)?, port(SOURCE_PORT)?),
         destination: SocketAddr::new(address(DESTINATIONS)?, port(DESTINATION_PORT)?),
     })
 }
 
 fn request(connection: &Established) -> Vec<u8> {
-    let Established { source, destination } = *connection;
-    let turned = Established { source: destination, destination: source };
-    let mut body = attribute(ORIGINAL | NESTED, &tuple_of(connection));
-    body.extend(attribute(REPLY | NESTED, &tuple_of(&turned)));
+    let Established { source, destination, backend } = *connection;
+    let mut body = attribute(ORIGINAL | NESTED, &tuple_of(Tuple { source, destination }));
+    // As if nothing were translated: the kernel makes of it what becomes of the translation.
+    body.extend(attribute(REPLY | NESTED, &tuple_of(Tuple { source: destination, destination: source })));
+    body.extend(backend.map(|backend| attribute(TRANSLATION | NESTED, &to_backend(backend))).unwrap_or_default());
     body.extend(attribute(STATUS, &KNOWN.to_be_bytes()));
     body.extend(attribute(TIMEOUT, &u32::try_from(LIFETIME.as_secs()).unwrap_or(u32::MAX).to_be_bytes()));
     let mut tcp = attribute(STATE, &[ESTABLISHED]);
@@ -159,14 +174,9 @@ fn request(connection: &Established) -> Vec<u8> {
     message(NEW, REQUEST | ANSWERED | EXCLUSIVE, [FAMILIES[usize::from(source.is_ipv6())], 0, 0, 0], &body)
 }
 
-fn tuple_of(connection: &Established) -> Vec<u8> {
-    let Established { source, destination } = connection;
+fn tuple_of(Tuple { source, destination }: Tuple) -> Vec<u8> {
     let family = usize::from(source.is_ipv6());
-    let address = |kind: [u16; 2], address: IpAddr| match address {
-        IpAddr::V4(address) => attribute(kind[family], &address.octets()),
-        IpAddr::V6(address) => attribute(kind[family], &address.octets()),
-    };
-    let addresses = [address(SOURCES, source.ip()), address(DESTINATIONS, destination.ip())].concat();
+    let addresses = [address(SOURCES[family], source.ip()), address(DESTINATIONS[family], destination.ip())].concat();
     let ports = [
         attribute(NUMBER, &[TCP]),
         attribute(SOURCE_PORT, &source.port().to_be_bytes()),
@@ -175,13 +185,31 @@ fn tuple_of(connection: &Established) -> Vec<u8> {
     [attribute(ADDRESSES | NESTED, &addresses), attribute(PORTS | NESTED, &ports.concat())].concat()
 }
 
+/// A range of one address and one port.
+fn to_backend(backend: SocketAddr) -> Vec<u8> {
+    let addresses = BACKENDS[usize::from(backend.is_ipv6())].map(|kind| address(kind, backend.ip()));
+    let ports = PORT_RANGE.map(|kind| attribute(kind, &backend.port().to_be_bytes()));
+    [addresses.concat(), attribute(BACKEND_PORTS | NESTED, &ports.concat())].concat()
+}
+
+fn address(kind: u16, address: IpAddr) -> Vec<u8> {
+    match address {
+        IpAddr::V4(address) => attribute(kind, &address.octets()),
+        IpAddr::V6(address) => attribute(kind, &address.octets()),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::super::notification::messages;
     use super::*;
 
     fn connection(source: &str, destination: &str) -> Established {
-        Established { source: source.parse().unwrap(), destination: destination.parse().unwrap() }
+        Established { source: source.parse().unwrap(), destination: destination.parse().unwrap(), backend: None }
+    }
+
+    fn tuple(source: &str, destination: &str) -> Tuple {
+        Tuple { source: source.parse().unwrap(), destination: destination.parse().unwrap() }
     }
 
     #[test]
@@ -191,29 +219,30 @@ mod tests {
             let request = request(&connection);
             let (kind, body) = messages(&request).next().unwrap();
             let Entry { original, reply } = entry(body).unwrap();
-            assert_eq!((kind, original), (NEW, connection));
-            assert_eq!((reply.source, reply.destination), (connection.destination, connection.source));
+            let Established { source, destination, backend: _ } = connection;
+            assert_eq!((kind, original), (NEW, Tuple { source, destination }));
+            assert_eq!(reply, Tuple { source: destination, destination: source });
         }
     }
 
     #[test]
     fn a_machine_sees_connections_behind_translation() {
-        let seen = |original: Established, reply: Established| {
-            Entry { original, reply }.seen_by(&["10.0.0.2".parse().unwrap()].into())
-        };
+        let seen =
+            |original: Tuple, reply: Tuple| Entry { original, reply }.seen_by(&["10.0.0.2".parse().unwrap()].into());
         let plain = connection("10.0.0.1:40000", "10.0.0.2:3306");
-        assert_eq!(seen(plain, connection("10.0.0.2:3306", "10.0.0.1:40000")), Some(plain));
-        let by_service = connection("10.0.0.1:40000", "10.96.0.9:80");
-        assert_eq!(seen(by_service, connection("10.0.0.2:3306", "10.0.0.1:40000")), Some(plain));
+        let answers = tuple("10.0.0.2:3306", "10.0.0.1:40000");
+        assert_eq!(seen(tuple("10.0.0.1:40000", "10.0.0.2:3306"), answers), Some(plain));
+        assert_eq!(seen(tuple("10.0.0.1:40000", "10.96.0.9:80"), answers), Some(plain), "by a Service");
         let masqueraded = connection("192.0.2.1:50000", "10.0.0.2:3306");
-        assert_eq!(seen(plain, connection("10.0.0.2:3306", "192.0.2.1:50000")), Some(masqueraded));
+        let answers = tuple("10.0.0.2:3306", "192.0.2.1:50000");
+        assert_eq!(seen(tuple("10.0.0.1:40000", "10.0.0.2:3306"), answers), Some(masqueraded));
         let out = connection("10.0.0.2:40000", "192.0.2.1:443");
-        assert_eq!(seen(out, connection("192.0.2.1:443", "10.0.0.2:40000")), Some(out));
-        for reply in ["10.0.0.9:443 10.0.0.2:40000", "192.0.2.1:443 192.0.2.7:40000"] {
-            let (source, destination) = reply.split_once(' ').unwrap();
-            assert_eq!(seen(out, connection(source, destination)), None, "only this node translates it");
-        }
-        assert_eq!(seen(connection("10.0.0.8:1", "10.0.0.9:2"), connection("10.0.0.9:2", "10.0.0.8:1")), None);
+        let original = tuple("10.0.0.2:40000", "192.0.2.1:443");
+        assert_eq!(seen(original, tuple("192.0.2.1:443", "10.0.0.2:40000")), Some(out));
+        let to_service = Established { backend: Some("10.0.0.9:8443".parse().unwrap()), ..out };
+        assert_eq!(seen(original, tuple("10.0.0.9:8443", "10.0.0.2:40000")), Some(to_service));
+        assert_eq!(seen(original, tuple("192.0.2.1:443", "192.0.2.7:40000")), None, "answers come to this node");
+        assert_eq!(seen(tuple("10.0.0.8:1", "10.0.0.9:2"), tuple("10.0.0.9:2", "10.0.0.8:1")), None);
     }
 
     proptest::proptest! {

@@ -32,7 +32,7 @@ fn gate_condition(node: &str) -> String {
 }
 
 /// A pod whose only program hammers a port from its first instruction on, and then ends.
-fn hasty(name: &str, node: &str, address: &str, port: u16) -> String {
+pub fn hasty(name: &str, node: &str, address: &str, port: u16) -> String {
     format!(
         "---
 apiVersion: v1
@@ -53,7 +53,7 @@ spec:
 }
 
 /// The attempts and the successes that a hasty pod counted.
-fn counted(namespace: &Namespace, pod: &str) -> (u64, u64) {
+pub fn counted(namespace: &Namespace, pod: &str) -> (u64, u64) {
     let said = namespace.kubectl(&["logs", pod]);
     let words: Vec<&str> = said.split_whitespace().collect();
     let after = |word: &str| words[words.iter().position(|w| *w == word).unwrap() + 1].parse().unwrap();
@@ -128,7 +128,7 @@ fn the_plugins_place_is_kept_whoever_rewrites_it() {
 }
 
 /// Why a pod does not start, if that is what its events say.
-fn sandbox_failure(namespace: &Namespace, pod: &str) -> Option<String> {
+pub fn sandbox_failure(namespace: &Namespace, pod: &str) -> Option<String> {
     let field = format!("involvedObject.name={pod},reason=FailedCreatePodSandBox");
     let events = get(&["-n", &namespace.0, "events", "--field-selector", &field]);
     Some(events["items"].as_array()?.first()?["message"].as_str()?.to_owned())
@@ -251,6 +251,12 @@ fn s8_without_agents_pods_stay_guarded_and_can_be_deleted_but_none_starts() {
     assert!(pods["client"].reaches(&late, 80) && !pods["client"].reaches(&late, 443));
 }
 
+/// Whether the rules of a node speak of an address.
+pub fn is_in_kernel(node: &str, address: &str) -> bool {
+    let table = table(node);
+    table.split(|c: char| !(c.is_ascii_hexdigit() || matches!(c, '.' | ':'))).any(|word| word == address)
+}
+
 #[test]
 fn s10_a_deleted_pods_address_is_out_of_the_kernel_when_the_pod_is_gone() {
     let _calm = calm();
@@ -259,10 +265,7 @@ fn s10_a_deleted_pods_address_is_out_of_the_kernel_when_the_pod_is_gone() {
     namespace.group("server", "[]", None);
     namespace.bind("server", &["server"], "server");
     namespace.enforced();
-    let held = |address: &String| {
-        let table = table("n1");
-        table.split(|c: char| !(c.is_ascii_hexdigit() || matches!(c, '.' | ':'))).any(|word| word == address)
-    };
+    let held = |address: &String| is_in_kernel("n1", address);
     let Pod { addresses, .. } = &pods["server"];
     assert!(addresses.iter().all(held));
     let attached = || on("n1", &["sh", "-c", "cat /run/ringfence/attachments/*"]);

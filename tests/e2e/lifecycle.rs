@@ -95,6 +95,18 @@ fn s8_helm_uninstall_leaves_nothing_and_pods_start() {
         assert_eq!(left(node).len(), 4, "{node}");
     }
     let reinstall = Reinstall;
+    // Where a network calls the plugin, no pod could start without it.
+    namespace.apply(
+        "{apiVersion: k8s.cni.cncf.io/v1, kind: NetworkAttachmentDefinition, metadata: {name: storage}, \
+         spec: {config: '{\"cniVersion\": \"1.0.0\", \"plugins\": [{\"type\": \"ringfence-cni\"}]}'}}",
+    );
+    let mut refused = command("helm");
+    refused.args(["uninstall", "ringfence", "--namespace", SYSTEM, "--wait", "--timeout", "1m"]);
+    assert!(!refused.output().unwrap().status.success());
+    let why = kubectl(&["-n", SYSTEM, "logs", "job/ringfence-uninstall"]);
+    assert!(why.contains(&format!("take ringfence-cni out of {}/storage", namespace.0)), "{why}");
+    assert!(!client.reaches(&server, 80) && NODES.into_iter().all(is_in_place), "nothing has changed");
+    namespace.kubectl(&["delete", "network-attachment-definitions", "storage"]);
     helm(&["uninstall", "ringfence"]);
     for node in NODES {
         assert!(left(node).is_empty(), "{node}: {:?}", left(node));

@@ -1,8 +1,9 @@
 //! Secondary networks: one pod, two interfaces, and a group on each. A plugin of the test cluster attaches pods to them as Multus
 //! does, which itself does not run here.
 
-use super::cluster::{Namespace, Running, alone, calm, kubectl};
-use super::disruption::SYSTEM;
+use super::cluster::{Namespace, Running, agent, alone, calm, eventually, kubectl};
+use super::disruption::{Paused, SYSTEM};
+use super::gate::{counted, hasty, is_in_kernel, on as on_node, sandbox_failure};
 use super::lifecycle::agents_are_ready;
 use super::plugin::{said, sg};
 use super::reach::{From, Pod, both, pod_manifest};
@@ -10,12 +11,14 @@ use serde_json::Value;
 
 const DEFINITIONS: &str = include_str!("../cluster/manifests/networks.yaml");
 
+/// A pod's manifest with what it asks for of networks.
+fn asking(manifest: &str, networks: &str) -> String {
+    manifest.replace("labels: {", &format!("annotations: {{k8s.v1.cni.cncf.io/networks: '{networks}'}}, labels: {{"))
+}
+
 /// Creates pods, given as name, app, node and what they ask for of networks, and waits until they are ready.
 fn pods<const N: usize>(namespace: &Namespace, pods: [(&str, &str, &str, &str); N]) -> [Pod; N] {
-    let manifests = pods.map(|(name, app, node, networks)| {
-        let annotations = format!("annotations: {{k8s.v1.cni.cncf.io/networks: '{networks}'}}, labels: {{");
-        pod_manifest(name, app, node).replace("labels: {", &annotations)
-    });
+    let manifests = pods.map(|(name, app, node, networks)| asking(&pod_manifest(name, app, node), networks));
     namespace.apply(&manifests.concat());
     pods.map(|(name, ..)| {
         namespace.kubectl(&["wait", "--for=condition=Ready", &format!("pod/{name}"), "--timeout=60s"]);
@@ -169,4 +172,49 @@ fn s8_agents_that_start_anew_leave_no_interface_open() {
     for said in attempts.into_iter().map(Running::stop) {
         assert!(said.contains(" open 0 ") && !said.contains("tried 0 "), "{said}");
     }
+}
+
+#[test]
+fn s7_where_the_network_calls_the_plugin_a_pod_waits_for_its_rules_there() {
+    let _alone = alone();
+    let namespace = Namespace::new("gated-network");
+    namespace.apply(DEFINITIONS);
+    let [server, doomed] = pods(&namespace, [("server", "server", "n2", "gated"), ("doomed", "doomed", "n1", "gated")]);
+    let back = on(&namespace, &server, "gated");
+    namespace.group("caged", "[]", Some("[{protocol: TCP, ports: [443], remote: {cidrs: [\"0.0.0.0/0\", \"::/0\"]}}]"));
+    bind(&namespace, "caged", "hasty", "[gated]");
+    namespace.group("doomed", "[]", None);
+    bind(&namespace, "doomed", "doomed", "[gated]");
+    namespace.enforced();
+
+    let paused = Paused::new(agent("n1"));
+    let mut names = Vec::new();
+    for (family, address) in back.addresses.iter().enumerate() {
+        for (what, port) in [("forbidden", 80), ("allowed", 443)] {
+            let name = format!("{what}-{family}");
+            namespace.apply(&asking(&hasty(&name, "n1", address, port), "gated"));
+            names.push(name);
+        }
+    }
+    eventually("the plugin gives up", || names.iter().all(|name| sandbox_failure(&namespace, name).is_some()));
+    for name in &names {
+        let why = sandbox_failure(&namespace, name).unwrap();
+        let about = format!("network {}/gated", namespace.0);
+        assert!(why.contains(&about) && why.contains("are not known to be in this node's kernel"), "{why}");
+    }
+    drop(paused);
+    for name in &names {
+        let pod = format!("pod/{name}");
+        namespace.kubectl(&["wait", "--for=jsonpath={.status.phase}=Succeeded", &pod, "--timeout=120s"]);
+        let (tried, open) = counted(&namespace, name);
+        assert!(tried > 0 && (open > 0) == name.starts_with("allowed"), "{name}: {open} of {tried}");
+    }
+
+    // And its address there is nobody's before anybody else can have it.
+    let addresses = on(&namespace, &doomed, "gated").addresses;
+    let attached = || on_node("n1", &["sh", "-c", "cat /run/ringfence/attachments/*:net1"]);
+    assert!(addresses.iter().all(|address| is_in_kernel("n1", address) && attached().contains(address)));
+    namespace.kubectl(&["delete", "pod", "doomed", "--timeout=30s"]);
+    eventually("its addresses are out", || !addresses.iter().any(|address| is_in_kernel("n1", address)));
+    eventually("and forgotten", || !addresses.iter().any(|address| attached().contains(address)));
 }

@@ -10,7 +10,8 @@ prepare_node() {
 	cp -L "$tools"/{bridge,host-device,host-local,ipvlan,loopback,macvlan,portmap,ptp,static,tap} \
 		"$images/secondary-networks" "$folder/opt/cni/bin/"
 	pod_network "$node" >"$folder/etc/cni/net.d/10-pods.conflist"
-	bridge_network "$node" >"$folder/etc/cni/multus/net.d/bridge.conflist"
+	bridge_network "$node" bridge 2 7f >"$folder/etc/cni/multus/net.d/bridge.conflist"
+	bridge_network "$node" gated 80 fe '{"type": "ringfence-cni", "timeoutSeconds": 3}' >"$folder/etc/cni/multus/net.d/gated.conflist"
 	containerd_config >"$folder/containerd.toml"
 	kubelet_config "$node" >"$folder/kubelet.yaml"
 	kube_proxy_config "$node" >"$folder/kube-proxy.yaml"
@@ -53,24 +54,30 @@ pod_network() {
 	END
 }
 
-# What the definition "bridge" of manifests/networks.yaml means on this node: it
-# is one for all nodes, and each has a range of its own, routed like the pods'.
+# bridge_network NODE NAME FIRST LAST [PLUGIN] is what a definition of
+# manifests/networks.yaml means on this node: it is one for all nodes, and each
+# has a range of its own, from the FIRST to the LAST (hexadecimal), routed like
+# the pods'. Another PLUGIN may come last.
 bridge_network() {
-	local node=$1
+	local node=$1 name=$2 first=$3 last=$4 v4 v6
+	v4=$(node_bridge_v4 "$node") v6=$(node_bridge_v6 "$node")
 	cat <<-END
 		{
 		  "cniVersion": "1.0.0",
-		  "name": "bridge",
+		  "name": "$name",
 		  "plugins": [
 		    {
 		      "type": "bridge", "bridge": "br1", "isGateway": true, "hairpinMode": true,
 		      "ipMasq": false,
 		      "ipam": {
 		        "type": "host-local",
-		        "ranges": [[{"subnet": "$(node_bridge_v4 "$node")"}], [{"subnet": "$(node_bridge_v6 "$node")"}]],
+		        "ranges": [
+		          [{"subnet": "$v4", "rangeStart": "${v4%.*}.$((16#$first))", "rangeEnd": "${v4%.*}.$((16#$last))"}],
+		          [{"subnet": "$v6", "rangeStart": "${v6%/*}$first", "rangeEnd": "${v6%/*}$last"}]
+		        ],
 		        "routes": [{"dst": "$bridges_v4"}, {"dst": "$bridges_v6"}]
 		      }
-		    }
+		    }${5:+, $5}
 		  ]
 		}
 	END
