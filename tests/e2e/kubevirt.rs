@@ -4,11 +4,13 @@
 //! The names are those of `staging/src/kubevirt.io/api/core/v1/types.go` in KubeVirt's repository, and the launcher's labels
 //! and owner what `pkg/virt-controller/services/template.go` gives it.
 
-use super::cluster::{Namespace, Running, alone, command, eventually, kubectl};
+use super::cluster::{Namespace, Running, alone, calm, command, eventually, kubectl, on_node};
 use super::disruption::SYSTEM;
 use super::lifecycle::agents_are_ready;
+use super::networks::{self, DEFINITIONS, asking, on};
 use super::reach::{Pod, pod_manifest};
 use super::traffic::Traffic;
+use std::time::Duration;
 
 const KIND: &str = "
 apiVersion: apiextensions.k8s.io/v1
@@ -46,7 +48,7 @@ impl KubeVirt {
 impl Drop for KubeVirt {
     fn drop(&mut self) {
         let mut delete = command("kubectl");
-        delete.args(["delete", "crd", "virtualmachineinstances.kubevirt.io", "--wait=false"]);
+        delete.args(["delete", "crd", "virtualmachineinstances.kubevirt.io", "--timeout=60s"]);
         let _ = delete.output();
     }
 }
@@ -72,11 +74,16 @@ impl<'a> Machine<'a> {
 
     /// A launcher on a node, labelled as the machine is when it is created; it ends, successfully, when told to.
     fn launch(&self, pod: &str, node: &str) -> Pod {
+        self.launch_on(pod, node, "")
+    }
+
+    /// The same, on these networks too.
+    fn launch_on(&self, pod: &str, node: &str, networks: &str) -> Pod {
         let owner = format!(
             "{{apiVersion: kubevirt.io/v1, kind: VirtualMachineInstance, name: db, uid: {}, controller: true, blockOwnerDeletion: true}}",
             self.uid
         );
-        let manifest = pod_manifest(pod, "db", node)
+        let manifest = asking(&pod_manifest(pod, "db", node), networks)
             .replace("labels: {", &format!("ownerReferences: [{owner}], labels: {{kubevirt.io: virt-launcher, "))
             .replace("  containers:", "  restartPolicy: Never\n  containers:")
             .replace(
@@ -218,4 +225,111 @@ fn s4_s7_a_machine_keeps_its_groups_over_stops_changes_and_migrations() {
     right(&again);
     machine.stop("virt-launcher-db-c");
     eventually("nobody is a member", || namespace.get("sg", "db")["status"]["members"] == 0);
+}
+
+/// A network on which a machine keeps its addresses wherever it is.
+const STABLE: &str = r#"
+apiVersion: k8s.cni.cncf.io/v1
+kind: NetworkAttachmentDefinition
+metadata: {name: stable}
+spec:
+  config: |
+    {
+      "cniVersion": "1.0.0",
+      "name": "stable",
+      "plugins": [
+        {
+          "type": "ptp",
+          "ipam": {
+            "type": "static",
+            "addresses": [
+              {"address": "10.30.9.9/24", "gateway": "10.30.9.1"},
+              {"address": "fd30:0:0:9::9/64", "gateway": "fd30:0:0:9::1"}
+            ],
+            "routes": [{"dst": "10.30.0.0/16"}, {"dst": "fd30::/48"}]
+          }
+        },
+        {"type": "ringfence-cni"}
+      ]
+    }
+"#;
+
+/// The machine's own memory does not move here: what arrives at its target on a connection that only its source knew, is answered
+/// with a reset. That comes back to the client if, and only if, both nodes' rules take packets for those of that connection.
+#[test]
+fn s4_connections_of_a_machine_that_keeps_its_address_go_where_it_goes() {
+    let _calm = calm();
+    let namespace = Namespace::new("kubevirt-stable");
+    let _kubevirt = KubeVirt::install(&namespace);
+    namespace.apply(DEFINITIONS);
+    namespace.apply(STABLE);
+    let [app] = networks::pods(&namespace, [("app", "app", "n1", "bridge")]);
+    namespace.group("app", "[]", None);
+    networks::bind(&namespace, "app", "app", "[bridge]");
+    let from_app =
+        |ports: &str| format!("[{{protocol: TCP, ports: [{ports}], remote: {{securityGroup: {{name: app}}}}}}]");
+    namespace.group("db", &from_app("22, 3306"), None);
+    namespace.apply(
+        "{apiVersion: ringfence.io/v1alpha1, kind: SecurityGroupBinding, metadata: {name: db}, spec: {securityGroups: \
+         [{name: db}], target: {virtualMachineSelector: {matchLabels: {app: db}}}, networks: [stable]}}",
+    );
+    let machine = Machine::start(&namespace);
+    let source = machine.launch_on("virt-launcher-db-a", "n1", "stable");
+    let source = on(&namespace, &source, "stable");
+    namespace.enforced();
+    assert!(app.reaches(&source, 3306) && !app.reaches(&source, 443));
+    let streams = |port: &str| -> Vec<Running> {
+        let stream = |address: &String| {
+            let mut stream = app.probes().probe();
+            stream.args(["stream", "tcp", address, port, "--interval", "20ms", "--duration", "10m"]);
+            Running::start(stream)
+        };
+        source.addresses.iter().map(stream).collect()
+    };
+    let (kept, cut) = (streams("3306"), streams("22"));
+    std::thread::sleep(Duration::from_secs(1));
+
+    let target = on(&namespace, &machine.launch_on("virt-launcher-db-b", "n2", "stable"), "stable");
+    assert_eq!(target.addresses, source.addresses);
+    namespace.enforced();
+    assert!(app.reaches(&source, 3306), "nobody contests the address of one machine");
+    namespace.group("db", &from_app("3306"), None);
+    namespace.enforced();
+    finish(&namespace, "virt-launcher-db-a");
+    for (address, node) in target.addresses.iter().zip(["172.30.0.2", "fd00:172:30::2"]) {
+        on_node("n1", &["ip", "route", "replace", address, "via", node]);
+    }
+    let _routes = Routes(target.addresses.clone());
+    let about = || {
+        kubectl(&[
+            "get",
+            "connectionhandovers",
+            "-o",
+            "jsonpath={range .items[*]}{.spec.virtualMachineInstance} {.spec.toNode}\n{end}",
+        ])
+    };
+    eventually("the old node tells the new one", || about().contains(&format!("{} n2", machine.uid)));
+    eventually("new connections", || app.reaches(&target, 3306));
+    // What TCP sends again comes after some seconds.
+    std::thread::sleep(Duration::from_secs(10));
+    for said in kept.into_iter().map(Running::stop) {
+        assert!(said.contains("broken"), "nothing came of it: {said}");
+    }
+    for said in cut.into_iter().map(Running::stop) {
+        assert!(!said.contains("broken"), "no rule allows it any more: {said}");
+    }
+    assert!(!app.reaches(&target, 443) && !app.reaches(&target, 22));
+}
+
+/// Routes that a test made on n1.
+struct Routes(Vec<String>);
+
+impl Drop for Routes {
+    fn drop(&mut self) {
+        for address in &self.0 {
+            let mut remove = command("node");
+            remove.args(["n1", "ip", "route", "del", address]);
+            let _ = remove.output();
+        }
+    }
 }
