@@ -132,8 +132,6 @@ impl OwnAddresses {
         let mut attachments = self.cache.read(&links);
         // The gate knows best, so it comes last.
         attachments.extend(self.state.lock().attachments.attached().cloned());
-        // Not settled yet: closing a bridge may change it.
-        self.look_at_networks(&attachments, &links, None);
         if !self.enabled {
             let (_, mut interfaces) = self.declared(&links, &Devices::new());
             let closing = self.close_bridges(&attachments, &links, &mut interfaces, reason, revision).await;
@@ -194,8 +192,8 @@ impl OwnAddresses {
         closing
     }
 
-    /// Closes guarded interfaces whose bridge hands no packets to the rules, and says so of them. What comes of it is for the
-    /// end of a round: all else is to be done whatever comes of it.
+    /// Closes guarded interfaces whose bridge hands no packets to the rules, and says so of them, and of networks. What comes of
+    /// it is for the end of a round: all else is to be done whatever comes of it.
     async fn close_bridges(
         &mut self,
         attachments: &[Attachment],
@@ -211,7 +209,7 @@ impl OwnAddresses {
             self.told.dirty.notify();
         }
         interfaces.iter_mut().filter(|settled| self.bridges.closes(&settled.declared)).for_each(Settled::closed);
-        self.look_at_networks(attachments, links, Some(revision));
+        self.look_at_networks(attachments, links, revision);
         if let Some(damage) = outcome? {
             self.announcer.repaired(damage);
         }
@@ -232,9 +230,8 @@ impl OwnAddresses {
         refused
     }
 
-    /// Says how pods are attached to secondary networks, for rules to be made of it; of which revision of the attachments, if
-    /// that is how it stays.
-    fn look_at_networks(&self, attachments: &[Attachment], links: &Links, revision: Option<u64>) {
+    /// Says how pods are attached to secondary networks in this revision of the attachments, for rules to be made of it.
+    fn look_at_networks(&self, attachments: &[Attachment], links: &Links, revision: u64) {
         let (pods, attachments): (Vec<Target>, Vec<Attachment>) = {
             let state = self.state.lock();
             let pods: Vec<Target> = state.index.pods().filter(|pod| !pod.networks.is_empty()).cloned().collect();

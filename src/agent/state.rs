@@ -152,13 +152,12 @@ impl State {
         !self.index.update(update).is_empty() || waiting
     }
 
-    /// Takes in how all pods are attached to secondary networks, and up to which revision of the attachments that is settled,
-    /// if it is; tells whether there is news, or somebody waits for it.
-    pub fn set_networks(&mut self, revision: Option<u64>, networks: BTreeMap<NamespacedName, PodNetworks>) -> bool {
-        let settled = revision.unwrap_or(self.networks_revision);
-        let before = std::mem::replace(&mut self.networks_revision, settled);
+    /// Takes in how all pods are attached to secondary networks in this revision of the attachments; tells whether that is
+    /// news, or somebody waits for it.
+    pub fn set_networks(&mut self, revision: u64, networks: BTreeMap<NamespacedName, PodNetworks>) -> bool {
+        let before = std::mem::replace(&mut self.networks_revision, revision);
         if self.networks == networks {
-            return before < settled && self.attachments.awaits_a_look(before);
+            return self.attachments.awaits_a_look(before);
         }
         let before = std::mem::replace(&mut self.networks, networks);
         for (pod, PodNetworks { node, .. }) in before.iter().filter(|(pod, _)| !self.networks.contains_key(*pod)) {

@@ -43,7 +43,7 @@ fn look(world: &mut World, uid: &str, state: AttachmentState, address: Option<&s
     let attached = Attached { state, message: "so it is".into(), addresses };
     let networks = [(key("storage"), attached)].into();
     let networks = PodNetworks { node: "n1".into(), uid: uid.into(), networks };
-    world.agents.get_mut("n1").unwrap().state.set_networks(None, [(key("db"), networks)].into());
+    world.agents.get_mut("n1").unwrap().state.set_networks(0, [(key("db"), networks)].into());
 }
 
 fn published(world: &World, group: &str) -> Vec<String> {
