@@ -127,6 +127,15 @@ impl Cluster {
 
     /// Takes in news of targets, groups or bindings.
     pub fn update(&mut self, update: Update) {
+        let now = match &update {
+            Update::Target(target) => std::slice::from_ref(target),
+            Update::Targets(_, targets) => targets,
+            _ => &[],
+        };
+        now.iter().for_each(|target| self.handovers.note(self.index.target(&target.key()), Some(target)));
+        if let Update::NoTarget(name) = &update {
+            self.handovers.note(self.index.target(name), None);
+        }
         let pods = match &update {
             Update::Target(target) if target.kind == TargetKind::Pod => [target.name.clone()].into(),
             Update::NoTarget(TargetName { kind: TargetKind::Pod, name, .. }) => [name.clone()].into(),

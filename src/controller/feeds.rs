@@ -235,7 +235,7 @@ pub struct HandedOver(pub Shared);
 impl Sink<ConnectionHandover> for HandedOver {
     fn reset(&mut self, handovers: Vec<ConnectionHandover>, _: Vec<Malformed>) {
         self.0.change(|cluster| {
-            cluster.handovers = Default::default();
+            cluster.handovers.reset();
             handovers.iter().for_each(|handover| cluster.see_handover(handover));
         });
     }
