@@ -13,7 +13,7 @@ mod cluster;
 #[path = "../e2e/reach.rs"]
 mod reach;
 
-use cluster::{Namespace, Running, command, eventually, kubectl, output_of};
+use cluster::{Namespace, Running, command, eventually, find_number, kubectl, output_of};
 use reach::Pod;
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
@@ -168,22 +168,19 @@ impl Flows {
     }
 
     fn assert(self) {
-        let number = |said: &str, word: &str| -> Option<u64> {
-            said.split_whitespace().skip_while(|w| *w != word).nth(1).and_then(|n| n.parse().ok())
-        };
         let mut wrong = Vec::new();
         let (mut tried, mut longest) = (0, 0);
         for (what, flow) in self.forbidden {
             let said = flow.stop();
-            tried += number(&said, "tried").or(number(&said, "sent")).unwrap();
-            if number(&said, "open").or(number(&said, "received")) != Some(0) {
+            tried += find_number(&said, "tried").or(find_number(&said, "sent")).unwrap();
+            if find_number(&said, "open").or(find_number(&said, "received")) != Some(0) {
                 wrong.push(format!("forbidden, and came through: {what}: {said}"));
             }
         }
         println!("forbidden pairs: {tried} attempts, {} pairs with a success", wrong.len());
         for (what, flow) in self.permitted {
             let said = flow.stop();
-            longest = longest.max(number(&said, "longest-gap-ms").unwrap());
+            longest = longest.max(find_number(&said, "longest-gap-ms").unwrap());
             println!("{what}: {said}");
         }
         println!("permitted pairs: the longest gap is {longest} ms");

@@ -183,6 +183,16 @@ pub fn within(limit: Duration, what: &str, mut holds: impl FnMut() -> bool) {
     }
 }
 
+/// The number that a probe says after a word, which it must.
+pub fn number(said: &str, word: &str) -> u64 {
+    find_number(said, word).unwrap_or_else(|| panic!("no {word}: {said}"))
+}
+
+/// The number that a probe says after a word, if it does.
+pub fn find_number(said: &str, word: &str) -> Option<u64> {
+    said.split_whitespace().skip_while(|w| *w != word).nth(1)?.parse().ok()
+}
+
 /// A running command that is ended with the test.
 pub struct Running(Option<Child>);
 

@@ -1,6 +1,6 @@
 //! The start gate: no pod passes a packet before its rules are in the kernel (S7), and it goes without a trace.
 
-use super::cluster::{Namespace, agent, alone, calm, eventually, get, in_node, kubectl, output_of, table};
+use super::cluster::{Namespace, agent, alone, calm, eventually, get, in_node, kubectl, number, output_of, table};
 use super::disruption::{Paused, SYSTEM};
 use super::reach::{Pod, pod_manifest};
 use serde_json::Value;
@@ -55,9 +55,7 @@ spec:
 /// The attempts and the successes that a hasty pod counted.
 pub fn counted(namespace: &Namespace, pod: &str) -> (u64, u64) {
     let said = namespace.kubectl(&["logs", pod]);
-    let words: Vec<&str> = said.split_whitespace().collect();
-    let after = |word: &str| words[words.iter().position(|w| *w == word).unwrap() + 1].parse().unwrap();
-    (after("tried"), after("open"))
+    (number(&said, "tried"), number(&said, "open"))
 }
 
 #[test]

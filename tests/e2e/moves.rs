@@ -1,6 +1,6 @@
 //! A machine that moves to another node: with its power off, and while it runs. What is forbidden is at every instant, on both.
 
-use super::cluster::{Namespace, Running, calm, command, eventually, output_of};
+use super::cluster::{Namespace, Running, calm, command, eventually, number, output_of};
 use super::machines::{Machine, bind_interfaces, from_groups};
 use super::reach::Pod;
 use std::collections::BTreeMap;
@@ -107,26 +107,23 @@ fn s4_s10_a_machine_moves_to_another_node_and_its_groups_with_it() {
     assert!(works(), "the old node took nothing away");
     // What TCP sends again comes after some seconds.
     std::thread::sleep(Duration::from_secs(10));
-    let count = |said: &str, what: &str| {
-        said.split_whitespace().skip_while(|word| *word != what).nth(1).unwrap().parse::<u64>().unwrap()
-    };
     for said in udp.into_iter().flatten().map(Running::stop) {
         println!("UDP: {said}");
         // It goes on by itself: its last answers are of after the move.
-        assert!(u128::from(count(&said, "longest-gap-ms")) < since.elapsed().as_millis() - 400, "{said}");
+        assert!(u128::from(number(&said, "longest-gap-ms")) < since.elapsed().as_millis() - 400, "{said}");
     }
     // Of TCP that the new node never saw begin, the old one has told.
     for said in kept.map(Running::stop) {
         println!("TCP: {said}");
         // It comes in order, so what is missing was under way at the end.
-        assert!(!said.contains("broken") && count(&said, "lost") < 50 && count(&said, "received") > 500, "{said}");
+        assert!(!said.contains("broken") && number(&said, "lost") < 50 && number(&said, "received") > 500, "{said}");
     }
     // And what the rule alone allowed goes with it.
     namespace.group("db", &format!("[{udp_rule}]"), None);
     namespace.enforced();
     std::thread::sleep(Duration::from_secs(1));
     for said in cut.map(Running::stop) {
-        assert!(count(&said, "lost") > 30 && count(&said, "received") > 500, "{said}");
+        assert!(number(&said, "lost") > 30 && number(&said, "received") > 500, "{said}");
     }
     namespace.group("db", &format!("[{tcp_rule}, {udp_rule}]"), None);
     namespace.enforced();

@@ -37,6 +37,12 @@ node_bridge_v6() { echo "fd30:0:0:${1#n}::/64"; }
 say() { echo "cluster: $*" >&2; }
 fail() { say "$*"; exit 1; }
 
+# Also those of pods, in which guests are.
+all_places() {
+	local pod
+	printf '%s\n' "${places[@]}"
+	for pod in "$(netns pod-)"*; do [[ ! -e $pod ]] || echo "${pod#"$(netns '')"}"; done
+}
 netns() { echo "/run/netns/$prefix-$1"; }
 
 # wait_for SECONDS WHAT COMMAND… polls until the command succeeds.

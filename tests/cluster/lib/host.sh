@@ -103,7 +103,7 @@ services_of() {
 # first process takes its pods along, whose namespaces are their own.
 stop_hosts() {
 	local place pids
-	for place in "${places[@]}"; do
+	for place in $(all_places); do
 		[[ -e $(netns "$place") ]] || continue
 		while pids=$(ip netns pids "$prefix-$place") && [[ -n $pids ]]; do
 			# shellcheck disable=SC2086 # a list of numbers

@@ -109,7 +109,7 @@ add_outside_clients() {
 
 delete_network() {
 	local place
-	for place in "${places[@]}"; do
+	for place in $(all_places); do
 		[[ ! -e $(netns "$place") ]] || ip netns delete "$prefix-$place"
 	done
 }
