@@ -64,6 +64,8 @@ pub struct Attachments {
     revision: u64,
     /// Of the last change that concerned another network than the one of Kubernetes.
     elsewhere: u64,
+    /// Up to this sequence an earlier run of the agent knew them.
+    restored: u64,
 }
 
 /// The part of the attachments that a ruleset takes into account.
@@ -76,6 +78,11 @@ pub struct Settled {
 }
 
 impl Attachment {
+    /// Whether it is this pod's.
+    pub fn is_of(&self, pod: &Target) -> bool {
+        self.pod == pod.name && self.uid == pod.uid
+    }
+
     /// What identifies it.
     pub fn key(&self) -> Key {
         Key { container_id: self.container_id.clone(), interface: self.interface.clone() }
@@ -87,7 +94,7 @@ impl Attachments {
     pub fn restore(records: impl IntoIterator<Item = Record>) -> Self {
         let records: BTreeMap<Key, Record> = records.into_iter().map(|r| (r.attachment.key(), r)).collect();
         let sequence = records.values().map(|r| r.sequence).max().unwrap_or_default();
-        Self { records, sequence, revision: 0, elsewhere: 0 }
+        Self { records, sequence, revision: 0, elsewhere: 0, restored: sequence }
     }
 
     /// Takes in an attachment. An earlier one of the same pod and interface has ended, whether anybody said so or not.
@@ -152,9 +159,13 @@ impl Attachments {
         self.revision
     }
 
-    /// Forgets what has ended and whose pod is gone. To be called once all pods are known.
+    /// Forgets what has ended and whose pod is gone: also where nobody could say that it ended, as no agent was there. To be
+    /// called once all pods are known.
     pub fn forget_gone(&mut self, index: &Index) {
-        self.records.retain(|_, record| !record.released || is_known(index, &record.attachment));
+        let restored = self.restored;
+        self.records.retain(|_, Record { attachment, sequence, released }| {
+            is_known(index, attachment) || !(*released || *sequence <= restored)
+        });
     }
 
     /// Counts what changed.
@@ -234,18 +245,19 @@ impl Attachments {
             .collect()
     }
 
-    /// The addresses that a pod has given back on these interfaces, or if there are none on the network of Kubernetes.
-    pub fn given_back<'a>(
-        &'a self,
-        pod: &'a Target,
-        interfaces: &'a BTreeSet<&str>,
-    ) -> impl Iterator<Item = IpAddr> + 'a {
-        let on = move |Attachment { interface, network, .. }: &Attachment| match network {
-            None => interfaces.is_empty(),
-            Some(_) => interfaces.contains(interface.as_str()),
-        };
-        let given_back = self.of(pod).filter(move |record| record.released && on(&record.attachment));
+    /// The addresses that a pod has given back on the network of Kubernetes.
+    pub fn given_back<'a>(&'a self, pod: &'a Target) -> impl Iterator<Item = IpAddr> + 'a {
+        let given_back = self.of(pod).filter(|record| record.released && record.attachment.network.is_none());
         given_back.flat_map(|record| record.attachment.addresses.iter().copied())
+    }
+
+    /// What was given back of another network, and whose device is still there. Such an address may be used anew on another node,
+    /// of which this one knows nothing: it is not nobody's for longer than that.
+    pub fn leaving(&self, is_there: impl Fn(&str) -> bool) -> BTreeMap<Key, BTreeSet<IpAddr>> {
+        let leaving = self.records.iter().filter(|(_, Record { attachment, released, .. })| {
+            *released && attachment.network.is_some() && attachment.device.as_deref().is_some_and(&is_there)
+        });
+        leaving.map(|(key, record)| (key.clone(), record.attachment.addresses.clone())).collect()
     }
 
     /// The uid of the pod that an address of the network of Kubernetes was attached to last.
@@ -258,7 +270,7 @@ impl Attachments {
     }
 
     fn of<'a>(&'a self, pod: &'a Target) -> impl Iterator<Item = &'a Record> {
-        self.records.values().filter(|r| r.attachment.uid == pod.uid && r.attachment.pod == pod.name)
+        self.records.values().filter(|record| record.attachment.is_of(pod))
     }
 
     fn live(&self) -> impl Iterator<Item = (&Key, &Record)> {
@@ -271,10 +283,8 @@ impl Attachments {
     }
 }
 
-/// Whether its pod is known, and says what network this is.
 fn is_known(index: &Index, attachment: &Attachment) -> bool {
-    let pod = index.pod(&attachment.pod).filter(|pod| pod.uid == attachment.uid);
-    pod.is_some_and(|pod| attachment.network.is_none() || pod.networks.contains_key(&attachment.interface))
+    index.pod(&attachment.pod).is_some_and(|pod| attachment.is_of(pod))
 }
 
 #[cfg(test)]
@@ -381,9 +391,9 @@ mod tests {
         assert_eq!(live, [("a", None), ("b", Some("backup"))]);
         assert!(differing(&attachments, &shown).is_empty());
         let pod = shown.pod(&NamespacedName::new("shop", "a")).unwrap();
-        let given_back =
-            |interfaces: &[&str]| attachments.given_back(pod, &interfaces.iter().copied().collect()).count();
-        assert_eq!((given_back(&[]), given_back(&["net1"]), given_back(&["net2"])), (0, 1, 0));
+        assert_eq!(attachments.given_back(pod).count(), 0);
+        let leaving = |device: &str| attachments.leaving(|there| there == device).into_values().collect::<Vec<_>>();
+        assert_eq!((leaving("veth-c-a"), leaving("veth-c-b")), (vec![ips(&["10.30.0.1"])], vec![]));
         assert!(
             attachments.has_left(pod, "net1")
                 && !attachments.has_left(pod, "eth0")
@@ -436,6 +446,12 @@ mod tests {
         attachments.forget_gone(&index(&[("a", &[])]));
         let known: Vec<_> = attachments.records().values().map(|r| (&*r.attachment.container_id, r.released)).collect();
         assert_eq!(known, [("c1", true), ("c3", false)]);
+        // Nobody was there to be told that it ended; what has just come is of a pod that is not known yet.
+        let mut restored = Attachments::restore(attachments.records().values().cloned());
+        restored.attach(attachment("d", "c4", &[]));
+        restored.forget_gone(&index(&[("a", &[])]));
+        let known: Vec<_> = restored.records().values().map(|r| &*r.attachment.container_id).collect();
+        assert_eq!(known, ["c1", "c4"]);
     }
 
     #[test]

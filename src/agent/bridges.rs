@@ -188,11 +188,12 @@ fn of_pods<'a>(index: &Index, attachments: &'a [Attachment]) -> BTreeSet<&'a str
     let guarded = latest.into_iter().filter(|(_, attachment)| {
         let Attachment { pod, uid, container_id: _, interface, network: _, device: _, mac: _, addresses } = attachment;
         let Some(pod) = index.pod(pod) else { return false };
-        match pod.networks.get(interface).filter(|_| pod.uid == *uid) {
-            Some(on) => is_guarded(index, &TargetName { network: Some(on.network.clone()), ..pod.key() }),
-            // On the interface that the pod's status speaks of.
-            None => !pod.claimed().is_disjoint(addresses) && is_guarded(index, &pod.key()),
+        // On the interface that the pod's status speaks of, whatever annotations say of it.
+        if !pod.claimed().is_disjoint(addresses) {
+            return is_guarded(index, &pod.key());
         }
+        let on = pod.networks.get(interface).filter(|_| pod.uid == *uid);
+        on.is_some_and(|on| is_guarded(index, &TargetName { network: Some(on.network.clone()), ..pod.key() }))
     });
     guarded.map(|(device, _)| device).collect()
 }

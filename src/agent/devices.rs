@@ -137,8 +137,8 @@ impl Cache {
         Self { folders: RESULTS.map(|folder| libcni.join(folder)), files: BTreeMap::new() }
     }
 
-    /// The attachments there are now, the latest last. A file that cannot be read is skipped.
-    pub fn read(&mut self, links: &Links) -> Vec<Attachment> {
+    /// Reads what has changed. A file that cannot be read is skipped.
+    pub fn read(&mut self) {
         let mut known = std::mem::take(&mut self.files);
         // No folder: no plugin has attached anything yet.
         let entries = self.folders.iter().flat_map(|folder| fs::read_dir(folder).into_iter().flatten().flatten());
@@ -152,6 +152,10 @@ impl Cache {
             };
             self.files.insert(path, (version, attached));
         }
+    }
+
+    /// The attachments there were then, the latest last, with their devices if those are among these.
+    pub fn attachments(&self, links: &Links) -> Vec<Attachment> {
         let mut attached: Vec<(&Version, &Attached)> =
             self.files.values().filter_map(|(version, attached)| Some((version, attached.as_ref()?))).collect();
         attached.sort_by_key(|(version, _)| *version);

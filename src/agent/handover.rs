@@ -46,7 +46,7 @@ pub async fn follow(client: Client, node: String, mut present: watch::Receiver<P
             () = shutdown.signalled() => return,
         }
         let now = present.borrow_and_update().clone();
-        for (mover, addresses) in gone(before, &now) {
+        for (mover, addresses) in before.into_iter().filter(|(mover, _)| !now.contains_key(mover)) {
             let (client, node) = (client.clone(), node.clone());
             tokio::spawn(async move {
                 if let Err(error) = hand_over(client, node, &mover, addresses).await {
@@ -56,20 +56,6 @@ pub async fn follow(client: Client, node: String, mut present: watch::Receiver<P
         }
         before = now;
     }
-}
-
-/// Who has left, and with which addresses.
-fn gone(before: Present, now: &Present) -> impl Iterator<Item = (Mover, BTreeSet<IpAddr>)> {
-    let left = before.into_iter().map(|(mover, mut addresses)| {
-        match now.get(&mover) {
-            // Of a pod that ends, one interface goes after the other.
-            Some(still) if mover.machine.is_some() => addresses.retain(|address| !still.contains(address)),
-            Some(_) => addresses.clear(),
-            None => {}
-        }
-        (mover, addresses)
-    });
-    left.filter(|(_, addresses)| !addresses.is_empty())
 }
 
 async fn hand_over(client: Client, node: String, mover: &Mover, addresses: BTreeSet<IpAddr>) -> anyhow::Result<()> {
@@ -101,7 +87,7 @@ async fn hand_over(client: Client, node: String, mover: &Mover, addresses: BTree
                 tracing::info!(%mover, connections = connections.len(), "handed over");
                 return Ok(());
             }
-            Err(error) if started.elapsed() > TOO_LATE => return Err(error.into()),
+            Err(error) if started.elapsed() > TOO_LATE || is_final(&error) => return Err(error.into()),
             Err(error) => {
                 failures += 1;
                 tracing::debug!(%mover, error = chain(&error), "cannot hand over yet");
@@ -109,6 +95,11 @@ async fn hand_over(client: Client, node: String, mover: &Mover, addresses: BTree
             }
         }
     }
+}
+
+/// Whether the same would be refused again.
+fn is_final(error: &kube::Error) -> bool {
+    matches!(error, kube::Error::Api(status) if matches!(status.code, 400 | 413 | 422))
 }
 
 impl Display for Mover {
@@ -226,23 +217,5 @@ mod tests {
         let believed: BTreeSet<HandedConnection> = of(&here, &all).iter().map(HandedConnection::from).collect();
         assert_eq!(believed, expected.into_iter().collect());
         assert!(of(&BTreeSet::new(), &all).is_empty());
-    }
-
-    #[test]
-    fn of_a_pod_that_ends_each_address_is_told_of_as_it_goes() {
-        let present = |machine: Option<&str>, addresses: &[&str]| -> Present {
-            let mover = Mover { name: NamespacedName::new("shop", "db"), machine: machine.map(str::to_owned) };
-            [(mover, addresses.iter().map(|address| address.parse().unwrap()).collect())].into()
-        };
-        let gone = |before: Present, now: Present| -> Vec<String> {
-            gone(before, &now).flat_map(|(_, addresses)| addresses).map(|address| address.to_string()).collect()
-        };
-        let both = ["10.0.0.2", "10.30.0.2"];
-        assert_eq!(gone(present(Some("vm"), &both), present(Some("vm"), &both[..1])), both[1..]);
-        assert_eq!(gone(present(Some("vm"), &both), Present::new()), both);
-        assert_eq!(gone(present(Some("vm"), &both), present(Some("vm"), &both)), [""; 0]);
-        // What is declared otherwise has not moved.
-        assert_eq!(gone(present(None, &both), present(None, &both[..1])), [""; 0]);
-        assert_eq!(gone(present(None, &both), Present::new()), both);
     }
 }

@@ -19,8 +19,10 @@ pub struct Attached {
     pub state: AttachmentState,
     /// Why, in a sentence.
     pub message: String,
-    /// Its addresses there, if rules reach it.
+    /// Its addresses there, as far as rules reach them.
     pub addresses: BTreeSet<IpAddr>,
+    /// Rules do not reach it because its bridge hands nothing to them, and nothing keeps it closed.
+    pub unfiltered: bool,
 }
 
 impl Attached {
@@ -67,7 +69,9 @@ pub fn of_pods<'a>(
     for pod in pods.filter(|pod| !pod.networks.is_empty()) {
         let mut networks: BTreeMap<NamespacedName, Attached> = BTreeMap::new();
         for (interface, OnNetwork { network, attached }) in &pod.networks {
-            let own = |a: &&Attachment| a.pod == pod.name && a.uid == pod.uid && a.interface == *interface;
+            // Whatever annotations say, the interface on the network of Kubernetes is on no other.
+            let own =
+                |a: &&Attachment| a.is_of(pod) && a.interface == *interface && a.addresses.is_disjoint(pod.claimed());
             let attachment = attachments.iter().rev().find(own);
             // What is not there passes nothing.
             if attachment.is_none() && (!attached || has_left(pod, interface)) {
@@ -76,16 +80,14 @@ pub fn of_pods<'a>(
             let attached = look_at(interface, attachment, devices, &closes);
             match networks.get_mut(network) {
                 // Twice on one network: what is worse of one is said of it there, and rules know the addresses of both.
-                Some(other) if is_reached(other.state) && is_reached(attached.state) => {
+                Some(other) => {
                     other.addresses.extend(attached.addresses);
-                    if attached.state == AttachmentState::Closed {
+                    other.unfiltered |= attached.unfiltered;
+                    if badness(attached.state) > badness(other.state) {
                         (other.state, other.message) = (attached.state, attached.message);
                     }
                 }
-                Some(other) if !is_reached(other.state) => {}
-                _ => {
-                    networks.insert(network.clone(), attached);
-                }
+                None => drop(networks.insert(network.clone(), attached)),
             }
         }
         let node = pod.node.clone().unwrap_or_default();
@@ -94,9 +96,12 @@ pub fn of_pods<'a>(
     found
 }
 
-/// Whether what passes it, if anything does, passes the rules.
-fn is_reached(state: AttachmentState) -> bool {
-    matches!(state, AttachmentState::Guarded | AttachmentState::Closed)
+fn badness(state: AttachmentState) -> u8 {
+    match state {
+        AttachmentState::Guarded => 0,
+        AttachmentState::Closed => 1,
+        _ => 2,
+    }
 }
 
 fn look_at(
@@ -105,7 +110,7 @@ fn look_at(
     devices: &BTreeMap<String, Nature>,
     closes: impl Fn(&str) -> bool,
 ) -> Attached {
-    let out_of_reach = |state, message| Attached { state, message, addresses: BTreeSet::new() };
+    let out_of_reach = |state, message| Attached { state, message, addresses: BTreeSet::new(), unfiltered: false };
     let Some(attachment) = attachment else {
         let message = format!("no CNI plugin has said how {interface} is attached");
         return out_of_reach(AttachmentState::NotFound, message);
@@ -123,9 +128,9 @@ fn look_at(
         if closes(device) {
             // What the node routes to it passes the rules as ever.
             let (message, addresses) = (message + CLOSED, attachment.addresses.clone());
-            return Attached { state: AttachmentState::Closed, message, addresses };
+            return Attached { state: AttachmentState::Closed, message, addresses, unfiltered: false };
         }
-        return out_of_reach(AttachmentState::Bypassing, message);
+        return Attached { unfiltered: true, ..out_of_reach(AttachmentState::Bypassing, message) };
     }
     if attachment.addresses.is_empty() {
         let message = format!("the network gives {interface} no address, and rules are about addresses");
@@ -135,6 +140,7 @@ fn look_at(
         state: AttachmentState::Guarded,
         message: format!("rules reach {interface}"),
         addresses: attachment.addresses.clone(),
+        unfiltered: false,
     }
 }
 
@@ -170,6 +176,7 @@ mod tests {
         let pod: k8s_openapi::api::core::v1::Pod = serde_json::from_value(json!({
             "metadata": {"namespace": "shop", "name": "db", "uid": "uid", "annotations": annotations},
             "spec": {"nodeName": "n1", "containers": []},
+            "status": {"podIPs": [{"ip": "10.0.0.1"}]},
         }))
         .unwrap();
         let devices = [
@@ -223,6 +230,13 @@ mod tests {
     }
 
     #[test]
+    fn the_interface_on_the_network_of_kubernetes_is_on_no_other() {
+        let asks = json!({"k8s.v1.cni.cncf.io/networks": "storage@eth0"});
+        assert_eq!(of(asks.clone(), &[attachment("eth0", Some("veth1"), &["10.0.0.1"])]), []);
+        assert_eq!(of(asks, &[attachment("eth0", Some("veth1"), &["10.30.0.1"])]).len(), 1);
+    }
+
+    #[test]
     fn twice_on_one_network() {
         use AttachmentState::{Bypassing, Closed, Guarded};
         let twice = [("net1", "storage"), ("net2", "storage")];
@@ -235,7 +249,11 @@ mod tests {
             assert_eq!(how(&twice, &[a, b]), [("shop/storage".to_owned(), Closed, 2)]);
         }
         for (a, b) in [(a.clone(), attachment("net2", None, &[])), (attachment("net1", None, &[]), b)] {
-            assert_eq!(how(&twice, &[a, b]), [("shop/storage".to_owned(), Bypassing, 0)]);
+            assert_eq!(
+                how(&twice, &[a, b]),
+                [("shop/storage".to_owned(), Bypassing, 1)],
+                "one is guarded all the same"
+            );
         }
     }
 }

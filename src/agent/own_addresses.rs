@@ -113,6 +113,7 @@ impl OwnAddresses {
     ) -> Self {
         let AntiSpoofing { anti_spoofing, tunnel_protocols, tunnel_ports, widest: _, unfiltered_bridges, cni_cache } =
             args;
+        state.lock().bridges_are_to_be_closed = *unfiltered_bridges == Unfiltered::Closed;
         Self {
             enabled: *anti_spoofing,
             tunnels: Tunnels::new(tunnel_protocols.0.iter().copied(), tunnel_ports.0.iter().copied()),
@@ -127,11 +128,16 @@ impl OwnAddresses {
 
     /// One round: from what is attached now to a commit and a verdict on it.
     pub async fn run(&mut self, reason: Reason) -> Result<(), NftError> {
-        let revision = self.state.lock().attachments.revision();
+        // What is attached was there before, so its device is among those that are there after.
+        let (revision, told): (u64, Vec<Attachment>) = {
+            let attachments = &self.state.lock().attachments;
+            (attachments.revision(), attachments.attached().cloned().collect())
+        };
+        self.cache.read();
         let links = links()?;
-        let mut attachments = self.cache.read(&links);
+        let mut attachments = self.cache.attachments(&links);
         // The gate knows best, so it comes last.
-        attachments.extend(self.state.lock().attachments.attached().cloned());
+        attachments.extend(told);
         if !self.enabled {
             let (_, mut interfaces) = self.declared(&links, &Devices::new());
             let closing = self.close_bridges(&attachments, &links, &mut interfaces, reason, revision).await;
@@ -247,7 +253,7 @@ impl OwnAddresses {
         let mut state = self.state.lock();
         let has_left = |pod: &Target, interface: &str| state.attachments.has_left(pod, interface);
         let networks = networks::of_pods(pods.iter(), &attachments, &devices, has_left, closes);
-        if state.set_networks(revision, networks) {
+        if state.set_networks(revision, networks, |device| links.contains_key(device)) {
             self.told.dirty.notify();
         }
         self.told.networks.set_ready(true);

@@ -2,7 +2,7 @@
 //!
 //! PURE: the same news in any order leads to the same ruleset.
 
-use super::attachments::{Attachments, Settled};
+use super::attachments::{Attachments, Key, Settled};
 use super::committed::{Committed, End, Revision};
 use super::extra_addresses::{Allowances, Extra};
 use super::handover::{Mover, Present};
@@ -72,8 +72,12 @@ pub struct State {
     pub gate: Gate,
     /// What bridges do not hand to the rules does not pass.
     pub bridges_are_closed: bool,
+    /// Or it is meant not to.
+    pub bridges_are_to_be_closed: bool,
     networks: BTreeMap<NamespacedName, PodNetworks>,
-    /// The revision of the attachments that they are of.
+    /// The addresses on them that were given back, and whose devices are still there.
+    leaving: BTreeMap<Key, BTreeSet<IpAddr>>,
+    /// The revision of the attachments that both are of.
     networks_revision: u64,
     /// Revisions that the kernel refused.
     pub held_back: BTreeMap<NamespacedName, HeldBack>,
@@ -137,7 +141,9 @@ impl State {
             allowances: Allowances::default(),
             gate: Gate::default(),
             bridges_are_closed: false,
+            bridges_are_to_be_closed: false,
             networks: BTreeMap::new(),
+            leaving: BTreeMap::new(),
             networks_revision: 0,
             held_back: BTreeMap::new(),
             told: None,
@@ -152,12 +158,20 @@ impl State {
         !self.index.update(update).is_empty() || waiting
     }
 
-    /// Takes in how all pods are attached to secondary networks in this revision of the attachments; tells whether that is
-    /// news, or somebody waits for it.
-    pub fn set_networks(&mut self, revision: u64, networks: BTreeMap<NamespacedName, PodNetworks>) -> bool {
-        let before = std::mem::replace(&mut self.networks_revision, revision);
+    /// Takes in how all pods are attached to secondary networks in this revision of the attachments, and which devices are there;
+    /// tells whether that is news, or somebody waits for it.
+    pub fn set_networks(
+        &mut self,
+        revision: u64,
+        networks: BTreeMap<NamespacedName, PodNetworks>,
+        is_there: impl Fn(&str) -> bool,
+    ) -> bool {
+        let waited_for = self.attachments.awaits_a_look(self.networks_revision);
+        self.networks_revision = revision;
+        let leaving = self.attachments.leaving(is_there);
+        let left = std::mem::replace(&mut self.leaving, leaving) != self.leaving;
         if self.networks == networks {
-            return self.attachments.awaits_a_look(before);
+            return waited_for || left;
         }
         let before = std::mem::replace(&mut self.networks, networks);
         for (pod, PodNetworks { node, .. }) in before.iter().filter(|(pod, _)| !self.networks.contains_key(*pod)) {
@@ -182,7 +196,7 @@ impl State {
         let mut ends: BTreeMap<IpAddr, Arc<End>> = BTreeMap::new();
         let mut groups: BTreeMap<NamespacedName, AddressDigest> = BTreeMap::new();
         let mut bindings: BTreeMap<NamespacedName, AddressDigest> = BTreeMap::new();
-        let mut given_back = BTreeSet::new();
+        let mut given_back: BTreeSet<IpAddr> = self.leaving.values().flatten().copied().collect();
         let mut targets: Vec<&Target> = self.index.all_targets().filter(|target| !target.host_network).collect();
         targets.sort_by(|a, b| (a.kind, &a.name, &a.network).cmp(&(b.kind, &b.name, &b.network)));
         for target in targets {
@@ -204,13 +218,8 @@ impl State {
                 }
             }
             match &target.network {
-                None => given_back.extend(self.attachments.given_back(target, &BTreeSet::new())),
-                Some(network) => {
-                    let interfaces =
-                        self.interfaces(target, network).map(|(interface, _)| interface.as_str()).collect();
-                    given_back.extend(self.attachments.given_back(target, &interfaces));
-                    desired.report.networks.extend(self.attachment(target, network));
-                }
+                None => given_back.extend(self.attachments.given_back(target)),
+                Some(network) => desired.report.networks.extend(self.attachment(target, network)),
             }
             let names = attached.iter().map(|group| (*group).clone()).collect();
             let guarding = profiles.entry(attached).or_insert_with_key(|groups| self.profile(groups, &revisions));
@@ -299,24 +308,15 @@ impl State {
         desired
     }
 
-    /// A pod's interfaces on a secondary network.
-    fn interfaces<'a>(
-        &'a self,
-        pod: &Target,
-        network: &'a NamespacedName,
-    ) -> impl Iterator<Item = (&'a String, &'a OnNetwork)> + use<'a> {
-        let all = self.index.pod(&pod.name).into_iter().flat_map(|pod| &pod.networks);
-        all.filter(move |(_, on)| on.network == *network)
-    }
-
     /// How a pod is attached to a secondary network, for the report; `None`: it is not.
     fn attachment(&self, target: &Target, network: &NamespacedName) -> Option<ReportedAttachment> {
         let (state, message) = match self.networks.get(&target.name).filter(|pod| pod.uid == target.uid) {
             Some(pod) => pod.networks.get(network).map(|attached| (attached.state, attached.message.clone()))?,
-            None if self.interfaces(target, network).any(|(_, on)| on.attached) => {
+            None => {
+                let networks = &self.index.pod(&target.name)?.networks;
+                networks.values().find(|on| on.attached && on.network == *network)?;
                 (AttachmentState::NotFound, "it was not looked at yet".to_owned())
             }
-            None => return None,
         };
         let attachment = ReportedAttachment {
             namespace: target.name.namespace.clone(),
@@ -367,11 +367,14 @@ impl State {
     /// The attachments that a ruleset made now would take into account.
     pub fn settled(&self) -> Settled {
         self.attachments.settled(&self.index, self.networks_revision, |attachment| {
-            let on = self.index.pod(&attachment.pod).and_then(|pod| pod.networks.get(&attachment.interface));
-            let known = self.networks.get(&attachment.pod).filter(|pod| pod.uid == attachment.uid);
-            on.zip(known)
-                .and_then(|(on, known)| known.networks.get(&on.network))
-                .is_some_and(|on| on.takes_in(attachment))
+            let Some(pod) = self.index.pod(&attachment.pod) else { return false };
+            let Some(OnNetwork { network, .. }) = pod.networks.get(&attachment.interface) else { return false };
+            let looked_at = self.networks.get(&attachment.pod).filter(|known| known.uid == attachment.uid);
+            let Some(attached) = looked_at.and_then(|known| known.networks.get(network)) else { return false };
+            let target = TargetName { network: Some(network.clone()), ..pod.key() };
+            let is_guarded = self.index.bindings_of(&target).next().is_some();
+            let is_to_be_closed = attached.unfiltered && self.bridges_are_to_be_closed && is_guarded;
+            attached.takes_in(attachment) && !is_to_be_closed
         })
     }
 

@@ -121,7 +121,12 @@ fn set(desired: &Desired, group: &str) -> Vec<String> {
 /// How a pod is attached to a network, as a look at the node tells.
 fn attached(uid: &str, addresses: &[&str]) -> BTreeMap<NamespacedName, PodNetworks> {
     let state = AttachmentState::Guarded;
-    let on = Attached { state, message: String::new(), addresses: addresses.iter().map(|a| ip(a)).collect() };
+    let on = Attached {
+        state,
+        message: String::new(),
+        addresses: addresses.iter().map(|a| ip(a)).collect(),
+        unfiltered: false,
+    };
     let networks = [(name("storage"), on)].into();
     [(name("db"), PodNetworks { node: "n1".into(), uid: uid.into(), networks })].into()
 }
@@ -157,11 +162,11 @@ fn s7_s10_on_another_network_a_pod_waits_until_it_was_looked_at_and_leaves_when_
     };
     assert!(waits(&mut state), "nobody knows the pod");
     // A look at what is known of other pods is none at this one.
-    assert!(state.set_networks(revision, attached("another", &["10.30.0.9"])));
+    assert!(state.set_networks(revision, attached("another", &["10.30.0.9"]), |_| true));
     assert!(state.update(asks(&pod, "backup@net2")) && waits(&mut state), "nobody knows which network it is");
     assert!(state.update(asks(&pod, "storage")) && waits(&mut state), "it was not looked at since");
     assert!(state.desired().report.networks.is_empty(), "and nothing is said of what may not be there");
-    assert!(state.set_networks(revision, attached("u", &["10.30.0.1"])));
+    assert!(state.set_networks(revision, attached("u", &["10.30.0.1"]), |_| true));
     assert!(!waits(&mut state), "with these addresses it is guarded");
     assert_eq!(guards(&state.desired()), ["10.30.0.1"]);
     assert_eq!(state.desired().report.networks.len(), 1);
@@ -169,12 +174,14 @@ fn s7_s10_on_another_network_a_pod_waits_until_it_was_looked_at_and_leaves_when_
     // The address goes before the interface does, and is closed until the pod is gone.
     let revision = state.attachments.release(&attachment.key(), None);
     assert!(state.desired().settled.revision < revision, "not looked at since");
-    assert!(state.set_networks(revision, attached("u", &[])));
+    assert!(state.set_networks(revision, attached("u", &[]), |_| true));
     let desired = state.desired();
     assert_eq!(desired.settled.revision, revision);
     assert_eq!(desired.ruleset.guards[&ip("10.30.0.1")], closed());
-    // Another look at what is as it was wakes nobody.
-    assert!(!state.set_networks(revision, attached("u", &[])));
+    // Another look at what is as it was wakes nobody, and when its device is gone the address may be another node's.
+    assert!(!state.set_networks(revision, attached("u", &[]), |_| true));
+    assert!(state.set_networks(revision, attached("u", &[]), |_| false));
+    assert!(state.desired().ruleset.guards.is_empty());
 }
 
 #[test]

@@ -13,6 +13,9 @@ pub const VERSIONS: [&str; 5] = ["0.3.0", "0.3.1", "0.4.0", "1.0.0", "1.1.0"];
 /// So much earlier than the plugin the agent gives up, so that its explanation still arrives.
 const HEAD_START: Duration = Duration::from_millis(300);
 
+/// Whatever is written, nobody waits for longer.
+pub const LONGEST: Duration = Duration::from_secs(120);
+
 /// The agent's own folder on the node, unless it is told another one.
 pub const RUN_DIR: &str = "/run/ringfence";
 /// Where it listens there.
@@ -111,7 +114,7 @@ impl Config {
             version,
             network: (!primary).then_some(name),
             socket,
-            timeout: Duration::from_secs(timeout_seconds),
+            timeout: Duration::from_secs(timeout_seconds).min(LONGEST),
             on_timeout,
             prev_result,
             valid_attachments: valid_attachments.map(|all| all.into_iter().map(key).collect()),

@@ -36,8 +36,13 @@ pub struct Handover {
 pub enum Moved {
     /// By the interface that is declared for it.
     Interface(NamespacedName),
-    /// A virtual machine of KubeVirt, by its uid.
-    Machine(String),
+    /// A virtual machine of KubeVirt.
+    Machine {
+        /// Its namespace.
+        namespace: String,
+        /// Its uid.
+        uid: String,
+    },
 }
 
 /// What is to be done about one.
@@ -61,8 +66,9 @@ pub struct Handovers {
 
 impl Moved {
     fn of(target: &Target) -> Option<Self> {
-        let interface = || target.device.is_some().then(|| Self::Interface(target.name.clone()));
-        target.machine.clone().map(Self::Machine).or_else(interface)
+        let namespace = target.name.namespace.clone();
+        let machine = target.machine.clone().map(|uid| Self::Machine { namespace, uid });
+        machine.or_else(|| target.device.is_some().then(|| Self::Interface(target.name.clone())))
     }
 }
 
@@ -90,12 +96,15 @@ impl Handovers {
     /// Takes in one as the API server shows it.
     pub fn see(&mut self, object: &ConnectionHandover) -> String {
         let name = name_of(&object.metadata).name;
-        let interface = || {
-            let name = object.spec.network_interface.as_deref().unwrap_or_default();
-            Moved::Interface(NamespacedName::new(&object.spec.namespace, name))
-        };
+        let namespace = object.spec.namespace.clone();
         let handover = Handover {
-            moved: object.spec.virtual_machine_instance.clone().map_or_else(interface, Moved::Machine),
+            moved: match object.spec.virtual_machine_instance.clone() {
+                Some(uid) => Moved::Machine { namespace, uid },
+                None => {
+                    let name = object.spec.network_interface.clone().unwrap_or_default();
+                    Moved::Interface(NamespacedName { namespace, name })
+                }
+            },
             from: object.spec.node_name.clone(),
             to: object.spec.to_node.clone(),
             created: object.metadata.creation_timestamp.as_ref().map(|time| time.0).unwrap_or_default(),
@@ -132,7 +141,7 @@ impl Handovers {
     fn was_there(&self, index: &Index, Handover { moved, from, .. }: &Handover) -> bool {
         let there = |target: &Target| target.node.as_ref() == Some(from);
         let is = match moved {
-            Moved::Machine(uid) => index.runners(uid).any(there),
+            Moved::Machine { namespace, uid } => index.runners(namespace, uid).any(there),
             Moved::Interface(name) => index.target(&TargetName::network_interface(name.clone())).is_some_and(there),
         };
         is || self.left.iter().any(|(left, node)| left == moved && node == from)
@@ -144,7 +153,9 @@ impl Handovers {
 fn destination(index: &Index, handover: &Handover) -> Option<String> {
     let elsewhere = |node: &Option<String>| node.clone().filter(|node| *node != handover.from);
     let interface = match &handover.moved {
-        Moved::Machine(uid) => return index.runners(uid).find_map(|pod| elsewhere(&pod.node)),
+        Moved::Machine { namespace, uid } => {
+            return index.runners(namespace, uid).find_map(|pod| elsewhere(&pod.node));
+        }
         Moved::Interface(interface) => index.target(&TargetName::network_interface(interface.clone()))?,
     };
     elsewhere(&interface.node).or_else(|| {

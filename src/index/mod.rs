@@ -170,9 +170,10 @@ impl Index {
         self.machines.seen_by(source)
     }
 
-    /// The live pods that run a virtual machine: two while it migrates.
-    pub fn runners(&self, machine: &str) -> impl Iterator<Item = &Target> {
-        self.machines.pods(machine).filter_map(|pod| self.targets.get(pod))
+    /// The live pods that run a virtual machine of a namespace: two while it migrates.
+    pub fn runners(&self, namespace: &str, machine: &str) -> impl Iterator<Item = &Target> {
+        let pods = self.machines.pods(machine).filter(move |pod| pod.name.namespace == namespace);
+        pods.filter_map(|pod| self.targets.get(pod))
     }
 
     /// Whether any live pod runs a virtual machine.

@@ -23,13 +23,17 @@ pub struct OnNetwork {
     pub attached: bool,
 }
 
-#[derive(Deserialize)]
+#[derive(Default, Deserialize)]
+#[serde(rename_all = "camelCase")]
 struct Asked {
     name: String,
     #[serde(default)]
     namespace: String,
     #[serde(default)]
     interface: String,
+    /// As it was called before.
+    #[serde(default)]
+    interface_request: String,
 }
 
 #[derive(Deserialize)]
@@ -49,7 +53,7 @@ pub fn of_pod(namespace: &str, asked: &str, status: &str) -> BTreeMap<String, On
     let told: Vec<_> = secondary.map(|status| (status.interface, network(namespace, &status.name))).collect();
     let asked = selection(namespace, asked).into_iter().map(|(interface, network)| {
         // Of some devices it says the network alone.
-        let attached = told.iter().any(|(_, other)| *other == network);
+        let attached = told.iter().any(|(interface, other)| interface.is_empty() && *other == network);
         (interface, OnNetwork { network, attached })
     });
     let named = told.iter().filter(|(interface, _)| !interface.is_empty()).cloned();
@@ -64,13 +68,14 @@ fn selection(namespace: &str, text: &str) -> Vec<(String, NamespacedName)> {
         let names = text.split(',').map(str::trim).filter(|name| !name.is_empty());
         let split = |name: &str| {
             let (name, interface) = name.split_once('@').unwrap_or((name, ""));
-            Asked { name: name.to_owned(), namespace: String::new(), interface: interface.to_owned() }
+            Asked { name: name.to_owned(), interface: interface.to_owned(), ..Asked::default() }
         };
         names.map(split).collect()
     };
     let numbered = asked.into_iter().zip(1..);
-    let named = numbered.map(|(Asked { name, namespace: own, interface }, number)| {
-        let interface = if interface.is_empty() { format!("net{number}") } else { interface };
+    let named = numbered.map(|(Asked { name, namespace: own, interface, interface_request }, number)| {
+        let given = [interface, interface_request].into_iter().find(|interface| !interface.is_empty());
+        let interface = given.unwrap_or_else(|| format!("net{number}"));
         (interface, network(if own.is_empty() { namespace } else { &own }, &name))
     });
     named.collect()
@@ -114,8 +119,7 @@ mod tests {
     fn what_pods_ask_for() {
         let expected = ["fast ? shop/backup", "net1 ? shop/storage", "net3 ? infra/vlan"];
         assert_eq!(written("storage, backup@fast,infra/vlan", ""), expected);
-        let json =
-            r#"[{"name": "storage"}, {"name": "backup", "interface": "fast"}, {"name": "vlan", "namespace": "infra"}]"#;
+        let json = r#"[{"name": "storage"}, {"name": "backup", "interfaceRequest": "fast"}, {"name": "vlan", "namespace": "infra"}]"#;
         assert_eq!(written(json, ""), expected);
         let status = r#"[
             {"name": "shop/storage", "interface": "net1"},
@@ -124,6 +128,8 @@ mod tests {
         ]"#;
         let expected = ["net1 shop/storage", "net2 shop/vf", "net3 shop/renamed", "net4 ? shop/new"];
         assert_eq!(written("storage,vf,vlan,new", status), expected);
+        let twice = ["net1 shop/storage", "net2 ? shop/storage"];
+        assert_eq!(written("storage,storage", r#"[{"name": "shop/storage", "interface": "net1"}]"#), twice);
         assert!(written("[{", "").is_empty() && written(",", "").is_empty());
     }
 

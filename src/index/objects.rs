@@ -189,11 +189,12 @@ impl Target {
     /// Whether the same virtual machine is behind both: pods that run it, or interfaces that are declared for two nodes and are
     /// one on the link.
     pub fn is_machine_of(&self, other: &Self) -> bool {
+        let in_namespace = self.name.namespace == other.name.namespace;
         if let (Some(device), Some(others)) = (&self.device, &other.device) {
-            let same = device.mac.eq_ignore_ascii_case(&others.mac) && self.name.namespace == other.name.namespace;
-            return same && self.node != other.node;
+            return device.mac.eq_ignore_ascii_case(&others.mac) && in_namespace && self.node != other.node;
         }
-        self.machine.is_some() && self.machine == other.machine
+        // Who owns a pod, whoever creates it says; of its own namespace.
+        self.machine.is_some() && self.machine == other.machine && in_namespace && self.name != other.name
     }
 
     /// The same pod on another network, where it has these addresses.

@@ -117,7 +117,8 @@ fn is_ours(plugin: &str) -> bool {
     serde_json::from_str(plugin).is_ok_and(|Plugin { kind }| kind == PLUGIN)
 }
 
-fn json(entry: &Entry) -> Result<Value, Unfit> {
+/// As it stands in a configuration.
+pub fn json(entry: &Entry) -> Result<Value, Unfit> {
     serde_json::to_value(entry).map_err(|error| Unfit::Unreadable(error.to_string()))
 }
 

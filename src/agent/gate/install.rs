@@ -6,7 +6,7 @@
 //! the plugin is appended to the list by which Multus attaches pods to their own network.
 
 use super::Places;
-use super::conflist::{Unfit, list_of, with_plugin};
+use super::conflist::{Unfit, json, list_of, with_plugin};
 use super::multus::{ClusterNetwork, Multus, is_of};
 use crate::cni::config::Entry;
 use anyhow::{Context, bail};
@@ -55,9 +55,7 @@ fn install_entry(places: &Places) -> anyhow::Result<bool> {
     }
     let text = read(&active)?;
     if let Some(multus) = Multus::read(&text) {
-        // A list that comes first would be taken by Multus for the one that it is to call.
-        let changed = remove_if_there(&stand_in)?;
-        return Ok(install_behind(&multus, &active, places)? || changed);
+        return install_behind(&multus, &active, places);
     }
     if active < stand_in {
         bail!("{} is a single plugin, and no list can come before it: rename it", active.display());
@@ -73,9 +71,13 @@ fn install_entry(places: &Places) -> anyhow::Result<bool> {
 /// Appends the plugin to what Multus calls, and tells whether it was not there.
 fn install_behind(multus: &Multus, active: &Path, places: &Places) -> anyhow::Result<bool> {
     let folder = &places.conf_dir;
+    let stand_in = folder.join(STAND_IN);
+    // Before Multus was there, ours may have been the first list, and so the one that it calls.
+    let list = fs::read_to_string(&stand_in).unwrap_or_default();
+    let changed = !multus.calls_file(folder, STAND_IN, &list) && remove_if_there(&stand_in)?;
     let active = active.display();
     match multus.cluster_network(folder) {
-        ClusterNetwork::File(name) => append(&folder.join(name), &places.entry),
+        ClusterNetwork::File(name) => Ok(append(&folder.join(name), &places.entry)? || changed),
         ClusterNetwork::Copy(name) => {
             let lists =
                 configurations(folder)?.into_iter().filter(|path| path.extension().is_some_and(|e| e == "conflist"));
@@ -83,8 +85,8 @@ fn install_behind(multus: &Multus, active: &Path, places: &Places) -> anyhow::Re
             let Some(list) = list else {
                 bail!("{active} calls a network {name:?}, and no .conflist in {} is of that name", folder.display());
             };
-            let changed = append(&list, &places.entry)?;
-            if !multus.calls_us() {
+            let changed = append(&list, &places.entry)? || changed;
+            if !multus.calls(&json(&places.entry).map_err(|error| unfit(&list, &error))?) {
                 bail!("Multus has not taken the change of {} over into {active} yet", list.display());
             }
             Ok(changed)
@@ -353,7 +355,10 @@ mod tests {
         let copy = |plugins: &[&str]| json!({"type": "multus", "delegates": [list(plugins)]});
         node.write("00-multus.conf", &copy(&["ptp"]));
         assert!(install(&node.0).unwrap_err().to_string().contains("has not taken the change"));
-        node.write("00-multus.conf", &copy(&["ptp", PLUGIN]));
+        let mut with_us = copy(&["ptp"]);
+        with_us["delegates"][0] =
+            serde_json::from_str(&fs::read_to_string(folder.join("10-pods.conflist")).unwrap()).unwrap();
+        node.write("00-multus.conf", &with_us);
         assert!(!install(&node.0).unwrap());
         assert!(remove::plugin(&node.0).unwrap_err().to_string().contains("has not taken the change"));
         assert_eq!(plugins("10-pods.conflist"), ["ptp"]);
@@ -367,6 +372,21 @@ mod tests {
         node.write("00-multus.conf", &json!({"type": "multus", "delegates": [{"name": "else", "type": "flannel"}]}));
         assert!(install(&node.0).unwrap_err().to_string().contains("no .conflist"));
         remove::plugin(&node.0).unwrap();
+    }
+
+    #[test]
+    fn a_stand_in_that_multus_calls_stays_and_loses_the_plugin_alone() {
+        let node = Node::new("stand-in");
+        let stand_in = node.0.conf_dir.join(STAND_IN);
+        node.write("10-pods.conf", &json!({ "cniVersion": "0.4.0", "name": "pods", "type": "flannel" }));
+        assert!(install(&node.0).unwrap());
+        let path = format!("/host{}", stand_in.display());
+        node.write("!multus.conf", &json!({"type": "multus-shim", "clusterNetwork": path}));
+        assert!(!install(&node.0).unwrap());
+        assert!(fs::read_to_string(&stand_in).unwrap().contains(PLUGIN));
+        remove::plugin(&node.0).unwrap();
+        let left = fs::read_to_string(&stand_in).unwrap();
+        assert!(left.contains("flannel") && !left.contains(PLUGIN) && !node.0.program().exists());
     }
 
     #[test]

@@ -6,6 +6,7 @@
 
 use crate::cni::PLUGIN;
 use serde::Deserialize;
+use serde_json::Value;
 use std::path::{Path, PathBuf};
 
 /// Its configuration, as far as it concerns us.
@@ -25,13 +26,7 @@ struct Network {
     #[serde(default)]
     name: String,
     #[serde(default)]
-    plugins: Vec<Plugin>,
-}
-
-#[derive(Debug, Deserialize)]
-struct Plugin {
-    #[serde(default, rename = "type")]
-    kind: String,
+    plugins: Vec<Value>,
 }
 
 /// Where the configuration of the pods' own network is.
@@ -66,13 +61,23 @@ impl Multus {
 
     /// Whether its copy of that configuration has our plugin.
     pub fn calls_us(&self) -> bool {
-        self.delegates.first().is_some_and(Network::calls_us)
+        self.delegates.iter().flat_map(|network| &network.plugins).any(|plugin| plugin["type"] == PLUGIN)
     }
-}
 
-impl Network {
-    fn calls_us(&self) -> bool {
-        self.plugins.iter().any(|plugin| plugin.kind == PLUGIN)
+    /// Whether its copy has our plugin with this entry; what else it adds does not matter.
+    pub fn calls(&self, entry: &Value) -> bool {
+        let keys = || entry.as_object().into_iter().flatten();
+        let plugins = self.delegates.first().into_iter().flat_map(|network| &network.plugins);
+        plugins.last().is_some_and(|plugin| keys().all(|(key, value)| plugin.get(key) == Some(value)))
+    }
+
+    /// Whether it calls, or has a copy of, the configuration with this name and text.
+    pub fn calls_file(&self, folder: &Path, name: &str, text: &str) -> bool {
+        match self.cluster_network(folder) {
+            ClusterNetwork::File(file) => file == Path::new(name),
+            ClusterNetwork::Copy(network) => is_of(text, &network),
+            ClusterNetwork::Elsewhere(_) => false,
+        }
     }
 }
 
@@ -103,7 +108,9 @@ mod tests {
             {"name": "cbr0", "cniVersion": "0.3.1", "plugins": [{"type": "flannel"}, {"type": PLUGIN}]},
             {"name": "other", "type": "macvlan"},
         ]});
-        assert!(Multus::read(&copied.to_string()).unwrap().calls_us());
+        let multus = Multus::read(&copied.to_string()).unwrap();
+        assert!(multus.calls_us() && multus.calls(&json!({"type": PLUGIN})));
+        assert!(!multus.calls(&json!({"type": PLUGIN, "primary": true})), "as it was before");
         assert_eq!(cluster_network(copied), Some(ClusterNetwork::Copy("cbr0".to_owned())));
         let single = json!({"type": "multus", "delegates": [{"name": "weave", "type": "weave-net"}]});
         assert!(!Multus::read(&single.to_string()).unwrap().calls_us());

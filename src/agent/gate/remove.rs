@@ -11,11 +11,23 @@ use crate::nft::{Layout, Ruleset, usage};
 use anyhow::{Context, bail};
 use std::fs;
 use std::io::ErrorKind;
+use std::time::Duration;
+use tokio::time::Instant;
+
+/// For so long others may take to do their part, before this is tried anew, with a pause.
+const PATIENCE: Duration = Duration::from_secs(20);
+const PAUSE: Duration = Duration::from_millis(100);
 
 /// Removes everything of ours, so that nothing is left that nobody serves any more.
 pub async fn remove(places: Places) -> anyhow::Result<()> {
     // First the plugin: without its agent it lets no pod start.
-    plugin(&places)?;
+    let deadline = Instant::now() + PATIENCE;
+    while let Err(error) = plugin(&places) {
+        if Instant::now() > deadline {
+            return Err(error);
+        }
+        tokio::time::sleep(PAUSE).await;
+    }
     let nft = Nft::default();
     nft.commit(&(Ruleset::removal() + &Watched::removal() + &usage::removal())).await?;
     // By itself, and only where there is one: not every kernel knows tables of bridges.
@@ -45,20 +57,22 @@ pub fn plugin(places: &Places) -> anyhow::Result<()> {
     let stand_in = folder.join(STAND_IN);
     // Before anything else becomes the first one.
     if folder.exists() {
-        for path in configurations(folder)?.into_iter().filter(|path| *path != stand_in) {
+        let list = fs::read_to_string(&stand_in).unwrap_or_default();
+        let texts = || anyhow::Ok(configurations(folder)?.into_iter().filter_map(|path| fs::read_to_string(path).ok()));
+        let is_called = texts()?.filter_map(|text| Multus::read(&text)).any(|m| m.calls_file(folder, STAND_IN, &list));
+        for path in configurations(folder)?.into_iter().filter(|path| is_called || *path != stand_in) {
             // What is no list, or cannot be read, has never had us.
             let Ok(text) = fs::read_to_string(&path) else { continue };
             let Ok(Some(edited)) = without_plugin(&text) else { continue };
             replace_unless_changed(&path, &text, &edited, mode_of(&path)?)?;
             remove_if_there(&draft_of(&path))?;
         }
-        remove_if_there(&stand_in)?;
+        if !is_called {
+            remove_if_there(&stand_in)?;
+        }
         remove_if_there(&draft_of(&stand_in))?;
-        for path in configurations(folder)? {
-            let text = fs::read_to_string(&path).unwrap_or_default();
-            if Multus::read(&text).is_some_and(|multus| multus.calls_us()) {
-                bail!("Multus has not taken the change over into {} yet, and calls the plugin", path.display());
-            }
+        if texts()?.filter_map(|text| Multus::read(&text)).any(|multus| multus.calls_us()) {
+            bail!("Multus has not taken the change over yet, and calls the plugin");
         }
     }
     let program = places.program();

@@ -4,6 +4,7 @@ use super::store::{Store, is_valid};
 use crate::agent::Shared;
 use crate::agent::attachments::{Attachment, Key, Settled};
 use crate::agent::metrics::Metrics;
+use crate::cni::config::LONGEST;
 use crate::cni::message::{Answer, Request};
 use crate::index::NETWORKS;
 use crate::runtime::{Coalescer, Shutdown};
@@ -137,7 +138,10 @@ impl Server {
             (false, Some(pod), Some(interface)) if !pod.networks.contains_key(&interface) => {
                 Answer::no(format!("no annotation of the pod says which network {interface} is on: see {NETWORKS}"))
             }
-            _ => Answer::no("the agent has not seen the pod yet"),
+            (false, Some(_), Some(interface)) => {
+                Answer::no(format!("it is not known yet whether rules reach {interface}, or nothing closes its bridge"))
+            }
+            (false, ..) => Answer::no("the agent has not seen the pod yet"),
         }
     }
 
@@ -196,6 +200,5 @@ impl Server {
 }
 
 fn patience(millis: u64) -> Duration {
-    // Whatever the plugin says, nobody waits for ever.
-    Duration::from_millis(millis).min(Duration::from_secs(120))
+    Duration::from_millis(millis).min(LONGEST)
 }

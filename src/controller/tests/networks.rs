@@ -40,10 +40,10 @@ fn world() -> World {
 /// The agent of n1 looks at what the CNI plugins said.
 fn look(world: &mut World, uid: &str, state: AttachmentState, address: Option<&str>) {
     let addresses = address.iter().map(|address| address.parse().unwrap()).collect();
-    let attached = Attached { state, message: "so it is".into(), addresses };
+    let attached = Attached { state, message: "so it is".into(), addresses, unfiltered: false };
     let networks = [(key("storage"), attached)].into();
     let networks = PodNetworks { node: "n1".into(), uid: uid.into(), networks };
-    world.agents.get_mut("n1").unwrap().state.set_networks(0, [(key("db"), networks)].into());
+    world.agents.get_mut("n1").unwrap().state.set_networks(0, [(key("db"), networks)].into(), |_| true);
 }
 
 fn published(world: &World, group: &str) -> Vec<String> {
