@@ -64,8 +64,6 @@ pub struct Attachments {
     revision: u64,
     /// Of the last change that concerned another network than the one of Kubernetes.
     elsewhere: u64,
-    /// Up to this sequence an earlier run of the agent knew them.
-    restored: u64,
 }
 
 /// The part of the attachments that a ruleset takes into account.
@@ -94,7 +92,7 @@ impl Attachments {
     pub fn restore(records: impl IntoIterator<Item = Record>) -> Self {
         let records: BTreeMap<Key, Record> = records.into_iter().map(|r| (r.attachment.key(), r)).collect();
         let sequence = records.values().map(|r| r.sequence).max().unwrap_or_default();
-        Self { records, sequence, revision: 0, elsewhere: 0, restored: sequence }
+        Self { records, sequence, revision: 0, elsewhere: 0 }
     }
 
     /// Takes in an attachment. An earlier one of the same pod and interface has ended, whether anybody said so or not.
@@ -159,13 +157,19 @@ impl Attachments {
         self.revision
     }
 
-    /// Forgets what has ended and whose pod is gone: also where nobody could say that it ended, as no agent was there. To be
-    /// called once all pods are known.
+    /// Forgets what has ended and whose pod is gone. To be called once all pods are known.
     pub fn forget_gone(&mut self, index: &Index) {
-        let restored = self.restored;
-        self.records.retain(|_, Record { attachment, sequence, released }| {
-            is_known(index, attachment) || !(*released || *sequence <= restored)
-        });
+        self.records.retain(|_, record| !record.released || is_known(index, &record.attachment));
+    }
+
+    /// Forgets, up to this sequence, what must have ended while no agent was there to be told, as its pod is gone. Likewise.
+    pub fn forget_missed(&mut self, index: &Index, up_to: u64) {
+        self.records.retain(|_, record| record.sequence > up_to || is_known(index, &record.attachment));
+    }
+
+    /// How many there have been.
+    pub fn sequence(&self) -> u64 {
+        self.sequence
     }
 
     /// Counts what changed.
@@ -448,8 +452,9 @@ mod tests {
         assert_eq!(known, [("c1", true), ("c3", false)]);
         // Nobody was there to be told that it ended; what has just come is of a pod that is not known yet.
         let mut restored = Attachments::restore(attachments.records().values().cloned());
+        let before = restored.sequence();
         restored.attach(attachment("d", "c4", &[]));
-        restored.forget_gone(&index(&[("a", &[])]));
+        restored.forget_missed(&index(&[("a", &[])]), before);
         let known: Vec<_> = restored.records().values().map(|r| &*r.attachment.container_id).collect();
         assert_eq!(known, ["c1", "c4"]);
     }

@@ -191,11 +191,13 @@ pub async fn run(args: Args, client: Client, shutdown: Shutdown) -> anyhow::Resu
     let (own_addresses_only, watched, networks) =
         enforce_own_addresses(&anti_spoofing, known, [&dirty, &attached], &monitor, &announcer, &shutdown)?;
     let (settled, at_gate) = channel(Settled::default());
+    let mut restored = 0;
     if places.wanted() {
         let store = gate::Store::open(places.attachments())?;
         {
             let mut state = state.lock();
             state.attachments = Attachments::restore(store.records());
+            restored = state.attachments.sequence();
             state.gate = Gate::Starting;
         }
         // The plugin may be in its place from before: who asks now waits for the first commit.
@@ -215,6 +217,10 @@ pub async fn run(args: Args, client: Client, shutdown: Shutdown) -> anyhow::Resu
     tokio::select! {
         () = synced.ready() => {}
         () = shutdown.signalled() => return Ok(()),
+    }
+    {
+        let State { attachments, index, .. } = &mut *state.lock();
+        attachments.forget_missed(index, restored);
     }
     let mut machines = kubevirt::follow(
         watches.clone(),
