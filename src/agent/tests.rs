@@ -166,6 +166,15 @@ fn s7_s10_on_another_network_a_pod_waits_until_it_was_looked_at_and_leaves_when_
     assert!(state.update(asks(&pod, "backup@net2")) && waits(&mut state), "nobody knows which network it is");
     assert!(state.update(asks(&pod, "storage")) && waits(&mut state), "it was not looked at since");
     assert!(state.desired().report.networks.is_empty(), "and nothing is said of what may not be there");
+    // On a bridge that hands nothing to the rules it waits until that is closed, if it is to be.
+    let mut unfiltered = attached("u", &[]);
+    unfiltered.values_mut().flat_map(|pod| pod.networks.values_mut()).for_each(|on| {
+        (on.state, on.unfiltered) = (AttachmentState::Bypassing, true);
+    });
+    assert!(state.set_networks(revision, unfiltered, |_| true));
+    assert!(!waits(&mut state), "it is to stay open, and is said to be");
+    state.bridges_are_to_be_closed = true;
+    assert!(waits(&mut state));
     assert!(state.set_networks(revision, attached("u", &["10.30.0.1"]), |_| true));
     assert!(!waits(&mut state), "with these addresses it is guarded");
     assert_eq!(guards(&state.desired()), ["10.30.0.1"]);

@@ -155,6 +155,14 @@ fn s10_the_pods_of_one_machine_may_share_its_address() {
     index.apply_target(mk_pod("thief", json!({}), &["10.0.0.1"]));
     assert_eq!(addresses(&index, "web"), [""; 0]);
     index.delete_target(&pod("thief"));
+    // Who owns a pod, whoever creates it says: in its own namespace that is their own affair.
+    let mut stranger = mk_launcher("stranger", "u1", web(), &["10.0.0.1"]);
+    stranger.name.namespace = "elsewhere".to_owned();
+    let stranger_key = stranger.key();
+    index.apply_target(stranger);
+    assert_eq!(addresses(&index, "web"), [""; 0]);
+    assert_eq!(index.runners("shop", "u1").count(), 2);
+    index.delete_target(&stranger_key);
     index.delete_target(&pod("source"));
     assert_eq!(addresses(&index, "web"), ["10.0.0.1"]);
 }
