@@ -1,5 +1,6 @@
 //! Virtual machines of KubeVirt, which itself does not run here: its kind with the fields that are used, and pods that are
-//! labelled, owned and moved as its launchers are. What a real KubeVirt does with the packets inside of a launcher is not seen.
+//! labelled, owned and moved as its launchers are, one with a real guest in it. What KubeVirt itself does inside of a launcher is
+//! not seen.
 //!
 //! The names are those of `staging/src/kubevirt.io/api/core/v1/types.go` in KubeVirt's repository, and the launcher's labels
 //! and owner what `pkg/virt-controller/services/template.go` gives it.
