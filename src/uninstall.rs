@@ -3,6 +3,7 @@
 //! The agents' own DaemonSet does it, so that it works with agents that do not: its pods are replaced by ones that remove
 //! everything from their node and are ready when they have.
 
+use crate::agent::gate::has_plugin;
 use crate::api::conditions::listed;
 use crate::api::{NodeEnforcement, NodeUsage};
 use crate::cni::PLUGIN;
@@ -97,9 +98,7 @@ async fn networks_that_call_us(client: &Client) -> kube::Result<Vec<String>> {
 }
 
 fn calls_us(network: &Value) -> bool {
-    let config = network["spec"]["config"].as_str().and_then(|config| serde_json::from_str::<Value>(config).ok());
-    let plugins = config.as_ref().and_then(|config| config["plugins"].as_array());
-    plugins.into_iter().flatten().any(|plugin| plugin["type"] == PLUGIN)
+    network["spec"]["config"].as_str().is_some_and(has_plugin)
 }
 
 async fn delete_all<K>(client: &Client) -> kube::Result<()>

@@ -81,6 +81,11 @@ impl Attachment {
         self.pod == pod.name && self.uid == pod.uid
     }
 
+    /// Whether it is on the network that Kubernetes gives pods.
+    fn is_primary(&self) -> bool {
+        self.network.is_none()
+    }
+
     /// What identifies it.
     pub fn key(&self) -> Key {
         Key { container_id: self.container_id.clone(), interface: self.interface.clone() }
@@ -146,11 +151,10 @@ impl Attachments {
 
     /// Something was told of these.
     fn changed(&mut self, keys: impl IntoIterator<Item = Key>) -> u64 {
-        let mut networks =
-            keys.into_iter().filter_map(|key| Some(&self.records.get(&key)?.attachment.network)).peekable();
-        if networks.peek().is_some() {
+        let mut changed = keys.into_iter().filter_map(|key| Some(&self.records.get(&key)?.attachment)).peekable();
+        if changed.peek().is_some() {
             self.revision += 1;
-            if networks.any(Option::is_some) {
+            if changed.any(|attachment| !attachment.is_primary()) {
                 self.elsewhere = self.revision;
             }
         }
@@ -186,7 +190,7 @@ impl Attachments {
     /// to other networks than the one of Kubernetes, as was last looked at in this revision.
     pub fn settled(&self, index: &Index, looked_at: u64, is_on: impl Fn(&Attachment) -> bool) -> Settled {
         let known = self.live().filter(|(_, Record { attachment, .. })| {
-            is_known(index, attachment) && (attachment.network.is_none() || is_on(attachment))
+            is_known(index, attachment) && (attachment.is_primary() || is_on(attachment))
         });
         let revision = if self.awaits_a_look(looked_at) { looked_at } else { self.revision };
         Settled { revision, attached: known.map(|(key, _)| key.clone()).collect() }
@@ -232,7 +236,7 @@ impl Attachments {
         pods.filter(|pod| !pod.host_network)
             .filter_map(|pod| {
                 let (mut now, mut given_back) = (pod.reported().clone(), BTreeSet::new());
-                for record in self.of(pod).filter(|record| record.attachment.network.is_none()) {
+                for record in self.of(pod).filter(|record| record.attachment.is_primary()) {
                     let addresses = if record.released { &mut given_back } else { &mut now };
                     addresses.extend(&record.attachment.addresses);
                 }
@@ -251,23 +255,23 @@ impl Attachments {
 
     /// The addresses that a pod has given back on the network of Kubernetes.
     pub fn given_back<'a>(&'a self, pod: &'a Target) -> impl Iterator<Item = IpAddr> + 'a {
-        let given_back = self.of(pod).filter(|record| record.released && record.attachment.network.is_none());
+        let given_back = self.of(pod).filter(|record| record.released && record.attachment.is_primary());
         given_back.flat_map(|record| record.attachment.addresses.iter().copied())
     }
 
     /// What was given back of another network, and whose device is still there. Such an address may be used anew on another node,
     /// of which this one knows nothing: it is not nobody's for longer than that.
-    pub fn leaving(&self, is_there: impl Fn(&str) -> bool) -> BTreeMap<Key, BTreeSet<IpAddr>> {
-        let leaving = self.records.iter().filter(|(_, Record { attachment, released, .. })| {
-            *released && attachment.network.is_some() && attachment.device.as_deref().is_some_and(&is_there)
+    pub fn leaving(&self, is_there: impl Fn(&str) -> bool) -> BTreeSet<IpAddr> {
+        let leaving = self.records.values().filter(|Record { attachment, released, .. }| {
+            *released && !attachment.is_primary() && attachment.device.as_deref().is_some_and(&is_there)
         });
-        leaving.map(|(key, record)| (key.clone(), record.attachment.addresses.clone())).collect()
+        leaving.flat_map(|record| &record.attachment.addresses).copied().collect()
     }
 
     /// The uid of the pod that an address of the network of Kubernetes was attached to last.
     fn owners(&self) -> BTreeMap<IpAddr, &str> {
-        let on = |record: &&Record| record.attachment.network.is_none();
-        let mut live: Vec<&Record> = self.live().map(|(_, record)| record).filter(on).collect();
+        let mut live: Vec<&Record> =
+            self.live().map(|(_, record)| record).filter(|record| record.attachment.is_primary()).collect();
         live.sort_by_key(|record| record.sequence);
         let pairs = live.into_iter().map(|r| &r.attachment);
         pairs.flat_map(|a| a.addresses.iter().map(|address| (*address, a.uid.as_str()))).collect()
@@ -396,8 +400,8 @@ mod tests {
         assert!(differing(&attachments, &shown).is_empty());
         let pod = shown.pod(&NamespacedName::new("shop", "a")).unwrap();
         assert_eq!(attachments.given_back(pod).count(), 0);
-        let leaving = |device: &str| attachments.leaving(|there| there == device).into_values().collect::<Vec<_>>();
-        assert_eq!((leaving("veth-c-a"), leaving("veth-c-b")), (vec![ips(&["10.30.0.1"])], vec![]));
+        let leaving = |device: &str| attachments.leaving(|there| there == device);
+        assert_eq!((leaving("veth-c-a"), leaving("veth-c-b")), (ips(&["10.30.0.1"]), ips(&[])));
         assert!(
             attachments.has_left(pod, "net1")
                 && !attachments.has_left(pod, "eth0")

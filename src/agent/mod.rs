@@ -15,7 +15,7 @@ mod devices;
 mod drops;
 mod enforcer;
 mod extra_addresses;
-mod gate;
+pub(crate) mod gate;
 mod handover;
 pub mod kernel;
 mod metrics;

@@ -113,14 +113,15 @@ impl OwnAddresses {
     ) -> Self {
         let AntiSpoofing { anti_spoofing, tunnel_protocols, tunnel_ports, widest: _, unfiltered_bridges, cni_cache } =
             args;
-        state.lock().bridges_are_to_be_closed = *unfiltered_bridges == Unfiltered::Closed;
+        let bridges = Bridges::new(*unfiltered_bridges, bridges);
+        state.lock().bridges_are_to_be_closed = bridges.are_closed();
         Self {
             enabled: *anti_spoofing,
             tunnels: Tunnels::new(tunnel_protocols.0.iter().copied(), tunnel_ports.0.iter().copied()),
             cache: Cache::new(cni_cache),
             state,
             kernel,
-            bridges: Bridges::new(*unfiltered_bridges, bridges),
+            bridges,
             announcer,
             told,
         }

@@ -2,7 +2,7 @@
 //!
 //! PURE: the same news in any order leads to the same ruleset.
 
-use super::attachments::{Attachments, Key, Settled};
+use super::attachments::{Attachments, Settled};
 use super::committed::{Committed, End, Revision};
 use super::extra_addresses::{Allowances, Extra};
 use super::handover::{Mover, Present};
@@ -76,7 +76,7 @@ pub struct State {
     pub bridges_are_to_be_closed: bool,
     networks: BTreeMap<NamespacedName, PodNetworks>,
     /// The addresses on them that were given back, and whose devices are still there.
-    leaving: BTreeMap<Key, BTreeSet<IpAddr>>,
+    leaving: BTreeSet<IpAddr>,
     /// The revision of the attachments that both are of.
     networks_revision: u64,
     /// Revisions that the kernel refused.
@@ -143,7 +143,7 @@ impl State {
             bridges_are_closed: false,
             bridges_are_to_be_closed: false,
             networks: BTreeMap::new(),
-            leaving: BTreeMap::new(),
+            leaving: BTreeSet::new(),
             networks_revision: 0,
             held_back: BTreeMap::new(),
             told: None,
@@ -196,7 +196,7 @@ impl State {
         let mut ends: BTreeMap<IpAddr, Arc<End>> = BTreeMap::new();
         let mut groups: BTreeMap<NamespacedName, AddressDigest> = BTreeMap::new();
         let mut bindings: BTreeMap<NamespacedName, AddressDigest> = BTreeMap::new();
-        let mut given_back: BTreeSet<IpAddr> = self.leaving.values().flatten().copied().collect();
+        let mut given_back = self.leaving.clone();
         let mut targets: Vec<&Target> = self.index.all_targets().filter(|target| !target.host_network).collect();
         targets.sort_by(|a, b| (a.kind, &a.name, &a.network).cmp(&(b.kind, &b.name, &b.network)));
         for target in targets {
@@ -318,7 +318,7 @@ impl State {
                 (AttachmentState::NotFound, "it was not looked at yet".to_owned())
             }
         };
-        let attachment = ReportedAttachment {
+        Some(ReportedAttachment {
             namespace: target.name.namespace.clone(),
             name: target.name.name.clone(),
             uid: target.uid.clone(),
@@ -326,8 +326,7 @@ impl State {
             state,
             message,
             addresses: target.claimed().iter().copied().collect(),
-        };
-        Some(attachment)
+        })
     }
 
     /// Whether an address that somebody else claims is a pod's.

@@ -113,6 +113,11 @@ fn plugins(text: &str) -> Result<Vec<Range<usize>>, Unfit> {
     Ok(plugins.iter().map(place).collect())
 }
 
+/// Whether our plugin is in a list.
+pub fn has_plugin(text: &str) -> bool {
+    plugins(text).is_ok_and(|plugins| plugins.into_iter().any(|range| is_ours(&text[range])))
+}
+
 fn is_ours(plugin: &str) -> bool {
     serde_json::from_str(plugin).is_ok_and(|Plugin { kind }| kind == PLUGIN)
 }

@@ -11,6 +11,7 @@ mod remove;
 mod server;
 mod store;
 
+pub use conflist::has_plugin;
 pub use remove::remove;
 pub use server::Server;
 pub use store::Store;

@@ -11,6 +11,7 @@ use crate::nft::{Layout, Ruleset, usage};
 use anyhow::{Context, bail};
 use std::fs;
 use std::io::ErrorKind;
+use std::path::PathBuf;
 use std::time::Duration;
 use tokio::time::Instant;
 
@@ -58,8 +59,9 @@ pub fn plugin(places: &Places) -> anyhow::Result<()> {
     // Before anything else becomes the first one.
     if folder.exists() {
         let list = fs::read_to_string(&stand_in).unwrap_or_default();
-        let texts = || anyhow::Ok(configurations(folder)?.into_iter().filter_map(|path| fs::read_to_string(path).ok()));
-        let is_called = texts()?.filter_map(|text| Multus::read(&text)).any(|m| m.calls_file(folder, STAND_IN, &list));
+        let read = |path: PathBuf| Multus::read(&fs::read_to_string(path).ok()?);
+        let multus = || anyhow::Ok(configurations(folder)?.into_iter().filter_map(read));
+        let is_called = multus()?.any(|multus| multus.calls_file(folder, STAND_IN, &list));
         for path in configurations(folder)?.into_iter().filter(|path| is_called || *path != stand_in) {
             // What is no list, or cannot be read, has never had us.
             let Ok(text) = fs::read_to_string(&path) else { continue };
@@ -71,7 +73,7 @@ pub fn plugin(places: &Places) -> anyhow::Result<()> {
             remove_if_there(&stand_in)?;
         }
         remove_if_there(&draft_of(&stand_in))?;
-        if texts()?.filter_map(|text| Multus::read(&text)).any(|multus| multus.calls_us()) {
+        if multus()?.any(|multus| multus.calls_us()) {
             bail!("Multus has not taken the change over yet, and calls the plugin");
         }
     }
