@@ -174,20 +174,7 @@ fn s4_s7_a_machine_keeps_its_groups_over_stops_changes_and_migrations() {
 
     // Agents that start anew read the machine's labels before they commit anything.
     namespace.kubectl(&["label", "pod/virt-launcher-db-a", "--overwrite", "app=stale"]);
-    let mut denied = backup.probes().probe();
-    denied.args([
-        "hammer",
-        "tcp",
-        &source.addresses[0],
-        "22",
-        "--interval",
-        "2ms",
-        "--duration",
-        "10m",
-        "--timeout",
-        "300ms",
-    ]);
-    let denied = Running::start(denied);
+    let denied = backup.probes().hammer(&source.addresses[0], "22", ["2ms", "300ms"]);
     kubectl(&["-n", SYSTEM, "rollout", "restart", "daemonset/ringfence-agent"]);
     agents_are_ready();
     let denied = denied.stop();
@@ -365,20 +352,7 @@ fn s4_connections_of_a_machine_that_keeps_its_address_go_along() {
             .collect()
     };
     let (kept, cut) = (streams("3306"), streams("22"));
-    let mut denied = app.probes().probe();
-    denied.args([
-        "hammer",
-        "tcp",
-        Guest::ADDRESSES[0],
-        "443",
-        "--interval",
-        "10ms",
-        "--duration",
-        "10m",
-        "--timeout",
-        "200ms",
-    ]);
-    let denied = Running::start(denied);
+    let denied = app.probes().hammer(Guest::ADDRESSES[0], "443", ["10ms", "200ms"]);
 
     let target = machine.launch_on("virt-launcher-db-b", "n2", &asked);
     assert_eq!(on(&namespace, &target, "stable").addresses, source.addresses);

@@ -12,22 +12,7 @@ const HERE: Machine =
 /// What is asked all the time, from pods of both nodes.
 fn forbidden(pods: &BTreeMap<String, Pod>) -> Vec<Running> {
     let from = ["stranger", "lost"].into_iter().flat_map(|pod| HERE.addresses.map(|address| (pod, address)));
-    let attempts = from.map(|(pod, address)| {
-        let mut hammer = pods[pod].probes().probe();
-        hammer.args([
-            "hammer",
-            "tcp",
-            address,
-            "3306",
-            "--interval",
-            "10ms",
-            "--duration",
-            "10m",
-            "--timeout",
-            "200ms",
-        ]);
-        Running::start(hammer)
-    });
+    let attempts = from.map(|(pod, address)| pods[pod].probes().hammer(address, "3306", ["10ms", "200ms"]));
     attempts.collect()
 }
 

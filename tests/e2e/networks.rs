@@ -161,11 +161,7 @@ fn s8_agents_that_start_anew_leave_no_interface_open() {
     namespace.group("back", "[]", Some("[]"));
     bind(&namespace, "back", "db", "[bridge]");
     namespace.enforced();
-    let attempts = back.addresses.iter().map(|address| {
-        let mut hammer = app.probes().probe();
-        hammer.args(["hammer", "tcp", address, "22", "--interval", "2ms", "--duration", "10m", "--timeout", "300ms"]);
-        Running::start(hammer)
-    });
+    let attempts = back.addresses.iter().map(|address| app.probes().hammer(address, "22", ["2ms", "300ms"]));
     let attempts: Vec<Running> = attempts.collect();
     kubectl(&["-n", SYSTEM, "rollout", "restart", "daemonset/ringfence-agent"]);
     agents_are_ready();

@@ -96,6 +96,14 @@ impl From<'_> {
         command
     }
 
+    /// Attempts at a TCP port, one after the other, until this is stopped.
+    pub fn hammer(&self, address: &str, port: &str, [interval, timeout]: [&str; 2]) -> Running {
+        let mut hammer = self.probe();
+        hammer.args(["hammer", "tcp", address, port, "--interval", interval, "--timeout", timeout]);
+        hammer.args(["--duration", "10m"]);
+        Running::start(hammer)
+    }
+
     /// Which of the targets answer; each like `tcp:10.0.0.1:80`. All are probed at once.
     pub fn reaches(&self, targets: &[String]) -> Vec<bool> {
         let families: [(&str, bool); 2] = [("[", true), ("", false)];
