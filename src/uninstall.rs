@@ -5,7 +5,7 @@
 
 use crate::agent::gate::has_plugin;
 use crate::api::conditions::listed;
-use crate::api::{NodeEnforcement, NodeUsage};
+use crate::api::{ConnectionHandover, NodeEnforcement, NodeUsage};
 use crate::cni::PLUGIN;
 use crate::index::name_of;
 use crate::runtime::{Shutdown, chain};
@@ -74,6 +74,7 @@ pub async fn run(args: Args, client: Client, shutdown: Shutdown) -> anyhow::Resu
     // What they say is not true any more, and a later installation must not believe it.
     delete_all::<NodeEnforcement>(&client).await.context("cannot delete the nodes' reports")?;
     delete_all::<NodeUsage>(&client).await.context("cannot delete what the nodes counted")?;
+    delete_all::<ConnectionHandover>(&client).await.context("cannot delete what the nodes handed over")?;
     tracing::info!("Ringfence is off every node");
     Ok(())
 }
